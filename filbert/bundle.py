@@ -1,0 +1,204 @@
+"""The bundle: what training leaves and everything else opens. A folder in the Hugging Face layout.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json  vocab.txt
+    filbert.json     task, labels, limits, calibration, thresholds, scores, provenance
+    README.md        the model card
+
+`filbert.json` is written last: a folder that has it is whole. A folder made elsewhere, without it,
+is understood through its `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from filbert.atomic import write_file
+from filbert.errors import FilbertError
+from filbert.model.bert import (
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+)
+from filbert.model.config import read_config
+from filbert.model.pretrained import PretrainedModel
+from filbert.sources import resolve
+from filbert.text import BertTokenizer
+
+MANIFEST = "filbert.json"
+ARCHITECTURES: dict[str, tuple[str, type[PretrainedModel]]] = {
+    "BertForSequenceClassification": ("classify", BertForSequenceClassification),
+    "BertForMaskedLM": ("fill", BertForMaskedLM),
+    "BertForPreTraining": ("pretrain", BertForPreTraining),
+    "BertModel": ("encode", BertModel),
+}
+
+
+class Manifest(BaseModel):
+    """The content of `filbert.json`: what `config.json` cannot say. A closed schema."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    format: Literal[1] = 1
+    task: Literal["classify", "fill", "pretrain", "encode"]
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
+    labels: list[str] = []
+    pair: bool = False
+    max_length: int = Field(512, gt=2)
+    windows: bool = True
+    stride: int = Field(64, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    thresholds: list[float] | None = None
+    scores: dict[str, float | None] = {}
+    provenance: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: the model in evaluation mode, float32, on the CPU."""
+
+    folder: Path
+    manifest: Manifest
+    model: PretrainedModel
+    tokenizer: BertTokenizer
+
+
+def open_bundle(name: str | PathLike[str], *, revision: str | None = None) -> Bundle:
+    """Open a bundle, or any BERT folder, installed name or hub name.
+
+    Raises `FilbertError` for a folder that is no model, or whose parts do not fit each other.
+    """
+    folder = resolve(name, revision=revision)
+    manifest = read_manifest(folder)
+    config = read_config(folder)
+    _, architecture = _architecture(config.architectures)
+    model = architecture.from_pretrained(folder)
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise FilbertError(
+            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but the model's embedding has "
+            f"{config.vocab_size}; the two do not belong together"
+        )
+    return Bundle(folder, manifest, model, tokenizer)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """`filbert.json`, or what `config.json` lets us say where there is none."""
+    config = read_config(folder)
+    task, _ = _architecture(config.architectures)
+    path = folder / MANIFEST
+    if not path.is_file():
+        labels = list(config.id2label.values())
+        kind = config.problem_type or (
+            "regression" if len(labels) == 1 else "single_label_classification"
+        )
+        classify = task == "classify"
+        return Manifest(
+            task=task,  # type: ignore[arg-type]
+            problem_type=kind if classify else None,  # type: ignore[arg-type]
+            labels=labels if classify else [],
+            max_length=config.max_position_embeddings,
+            stride=min(64, config.max_position_embeddings // 4),
+        )
+    try:
+        manifest = Manifest.model_validate(json.loads(path.read_text("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FilbertError(f"{path}: '{where}': {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise FilbertError(f"{path} is not valid JSON: {error}") from None
+    count = max(1, len(manifest.labels))
+    if manifest.task == "classify" and count != config.num_labels:
+        raise FilbertError(
+            f"{folder}: {MANIFEST} has {count} labels and config.json {config.num_labels}; "
+            "they do not belong together"
+        )
+    if manifest.thresholds is not None and len(manifest.thresholds) != count:
+        raise FilbertError(f"{path}: {len(manifest.thresholds)} thresholds for {count} labels")
+    return manifest
+
+
+def save_bundle(
+    folder: str | PathLike[str],
+    *,
+    model: PretrainedModel,
+    tokenizer: BertTokenizer,
+    manifest: Manifest,
+) -> Path:
+    """Write a bundle into `folder`, each file atomically, `filbert.json` last."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / MANIFEST).unlink(missing_ok=True)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    write_file(target / "README.md", model_card(target.name, model, manifest))
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
+    write_file(target / MANIFEST, text + "\n")
+    return target
+
+
+def model_card(name: str, model: PretrainedModel, manifest: Manifest) -> str:
+    """The `README.md` of a bundle, with the metadata block that model hubs read."""
+    config, origin = model.config, manifest.provenance
+    parameters = sum(weight.numel() for weight in model.parameters())
+    tag = {"classify": "text-classification", "fill": "fill-mask"}.get(
+        manifest.task, "feature-extraction"
+    )
+    scores = "\n".join(
+        f"| {key} | {value:.4f} |" for key, value in manifest.scores.items() if value is not None
+    )
+    base = str(origin.get("base", ""))
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {tag}",
+        "tags: [bert, filbert]",
+        *([f"base_model: {json.dumps(base)}"] if base else []),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A BERT for `{manifest.task}`, made with filbert {origin.get('filbert', '')}".rstrip()
+        + ".",
+        "",
+        f"- {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{parameters:,} parameters",
+        *([f"- started from: `{base}`"] if base else []),
+        *(
+            [f"- trained on: `{origin['data']}` ({origin['rows']:,} rows)"]
+            if "data" in origin
+            else []
+        ),
+        *([f"- labels: {', '.join(manifest.labels[:50])}"] if manifest.labels else []),
+        f"- reads up to {manifest.max_length} tokens at once; longer texts "
+        + (
+            f"in windows that share {manifest.stride} tokens" if manifest.windows else "are cut off"
+        ),
+        "",
+        *(["| score | value |", "|---|---|", scores, ""] if scores else []),
+        *([f"Scores are of the {origin['scored_on']}."] if "scored_on" in origin else []),
+        "",
+        "```python",
+        "from filbert import load",
+        f'model = load("{name}")',
+        'model("a text")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _architecture(names: list[str] | None) -> tuple[str, type[PretrainedModel]]:
+    for name in names or []:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    return ARCHITECTURES["BertModel"]

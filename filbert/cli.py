@@ -1,0 +1,378 @@
+"""The command line: verbs only; each calls the layer that does the work.
+
+    filbert train classify --data reviews.csv --base all-MiniLM-L6-v2 --out runs/reviews
+    filbert predict runs/reviews "Great film."
+    filbert --help
+
+torch, pydantic and the rest load inside the verb that needs them, so that `--help` answers at once.
+Exit codes: 0 done, 1 failed, 2 not understood, 130 interrupted. A mistake is told in one message; a
+defect of filbert leaves its traceback in a file (FILBERT_DEBUG=1 shows it at once).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+
+from filbert import __version__
+from filbert.errors import FilbertError, UsageError
+
+P = ParamSpec("P")
+Panel = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+app = typer.Typer(help="Train, use and look into BERT models.", add_completion=True, **Panel)
+train = typer.Typer(help="Fine-tune a model on labelled rows.", **Panel)
+app.add_typer(train, name="train")
+
+Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder of a trained model, or its name")]
+Data = Annotated[str, typer.Option("--data", metavar="FILE", help="Labelled rows: CSV, TSV, JSONL, Parquet, .gz")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the text (guessed if plain)")]
+PairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label (guessed if plain)")]
+Separator = Annotated[str | None, typer.Option(help="Several labels in one cell: their mark")]
+Format = Annotated[str | None, typer.Option(help="csv, tsv, jsonl, parquet, cola, mrpc (else from the name)")]
+Encoding = Annotated[str, typer.Option(help="Text encoding of the file")]
+Header = Annotated[bool | None, typer.Option("--header/--no-header", help="First row holds the column names")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bf16")]
+BatchTokens = Annotated[int, typer.Option(help="Tokens computed at once")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the ways in which a command can end into a message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+            return
+        except typer.Exit:
+            raise
+        except FilbertError as error:
+            code, stopped = error.exit_code, error.exit_code == 130  # a run that saved, then left
+            message = str(error) if stopped else f"error: {error}"
+        except KeyboardInterrupt as error:
+            code, message = 130, str(error) or "interrupted"
+        except BrokenPipeError:  # the reader has seen enough, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code, message = 141, ""
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            code, message = 1, f"error: {where}{error.strerror or error}"
+        except MemoryError:
+            code, message = 1, "error: out of memory; a smaller --batch-tokens needs less"
+        except Exception as error:  # noqa: BLE001 - the last station: it is told, and kept in full
+            if os.environ.get("FILBERT_DEBUG"):
+                raise
+            code, message = 1, _defect(error)
+        if message:
+            print(message, file=sys.stderr, flush=True)
+        raise typer.Exit(code)
+
+    return run
+
+
+def _defect(error: Exception) -> str:
+    import tempfile
+    import traceback
+
+    lines = str(error).strip().splitlines()
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="filbert-error-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(f"filbert {__version__}: {' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return (
+        f"error: {type(error).__name__}: {lines[0] if lines else '(no message)'}\n"
+        f"This is a defect of filbert, not of your input. Please report it with {file.name} "
+        "(FILBERT_DEBUG=1 shows the traceback at once)."
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"filbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version")
+    ] = False,
+) -> None:
+    """Train, use and look into BERT models."""
+
+
+def _train_classify(values: dict[str, Any], recipe: str | None, as_json: bool) -> None:
+    from filbert.train.options import parse_options, read_recipe
+
+    given = {**(read_recipe(recipe) if recipe else {}), **values}
+    options = parse_options(given, source=recipe or "train classify")
+    from filbert.train.run import train_classify
+
+    result = train_classify(options, quiet=False)
+    if as_json:
+        shown = {name: getattr(result, name) for name in ("scores", "best_step", "steps", "seeds")}
+        _print_json({"out": str(result.out), **shown, "seconds": round(result.seconds, 3)})
+        return
+    from rich.console import Console
+
+    from filbert.tasks.metrics import score_table
+
+    Console().print(score_table(result.scores))
+    print(f"{result.out}: best at step {result.best_step:,} of {result.steps:,}, {result.seconds:.0f} s")
+    print(f'next: filbert predict {result.out} "a text of yours"')
+
+
+def add_train_classify(full: bool) -> None:
+    """Register `train classify`; its options are built only when it is asked for."""
+    help = "Fine-tune a classifier: one label, several labels or a number for a text or a pair."
+    if full:
+        from filbert.cli_options import command_from_fields
+        from filbert.train.options import ClassifyOptions
+
+        command = command_from_fields(ClassifyOptions, _train_classify, help=help)
+        train.command("classify", help=help)(guarded(command))
+    else:
+        train.command("classify", help=help)(lambda: None)
+
+
+@app.command()
+@guarded
+def predict(
+    bundle: Bundle,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; none: standard input, one a line")] = None,
+    pair: Annotated[str | None, typer.Option(help="Second text, for a model of pairs")] = None,
+    file: Annotated[str | None, typer.Option(metavar="FILE", help="Answer every row of a file")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Where to (.jsonl or .csv); none: standard output")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    format: Format = None,
+    encoding: Encoding = "utf-8",
+    header: Header = None,
+    all_scores: Annotated[bool, typer.Option("--all-scores", help="The score of every label")] = False,
+    as_json: Json = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at a row without a text")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_tokens: BatchTokens = 4096,
+    threads: Threads = None,
+) -> None:
+    """Label texts, standard input or a file."""
+    if file is not None and texts:
+        raise UsageError("give texts or --file, not both")
+    if file is None and (out or resume):
+        raise UsageError("--out and --resume belong to --file")
+    if pair is not None and len(texts or []) != 1:
+        raise UsageError("--pair goes with exactly one text")
+    from filbert.infer.predict import answer_text, load
+
+    classifier = load(
+        bundle, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
+    )
+    if file is not None:
+        from filbert.infer.predict_file import predict_file
+
+        report = predict_file(
+            classifier,
+            file,
+            out,
+            text_column=text_column,
+            pair_column=pair_column,
+            format=format,
+            encoding=encoding,
+            header=header,
+            all_scores=all_scores,
+            resume=resume,
+            overwrite=overwrite,
+            strict=strict,
+        )
+        print(report.summary(out), file=sys.stderr)
+        return
+    rows: Iterable[Any] = texts or _lines(pair_model=classifier.manifest.pair)
+    if pair is not None:
+        rows = [(texts[0], pair)] if texts else []
+    kept: list[Any] = []
+
+    def noted() -> Iterator[Any]:
+        for row in rows:
+            kept.append(row)
+            yield row
+
+    alone = texts is not None and len(texts) == 1
+    window = 1 if sys.stdin.isatty() else 2048
+    for answer in classifier.stream(noted(), window=window, all_scores=all_scores):
+        row = kept.pop(0)
+        print(json.dumps(answer, ensure_ascii=False) if as_json else answer_text(answer, None if alone else row))
+
+
+def _lines(*, pair_model: bool) -> Iterator[Any]:
+    """Texts of standard input, one a line; for a model of pairs text<TAB>second text."""
+    if sys.stdin.isatty():
+        what = "text<TAB>second text" if pair_model else "a text"
+        print(f"Type {what} and Enter; Ctrl-D ends.", file=sys.stderr)
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise FilbertError(f"standard input, line {number}: not UTF-8") from None
+        if not pair_model:
+            yield line
+            continue
+        first, tab, second = line.partition("\t")
+        if not tab:
+            raise FilbertError(
+                f"standard input, line {number}: this model compares two texts; "
+                "expected text<TAB>second text"
+            )
+        yield first, second
+
+
+@app.command()
+@guarded
+def evaluate(
+    bundle: Bundle,
+    data: Data,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: Separator = None,
+    format: Format = None,
+    encoding: Encoding = "utf-8",
+    header: Header = None,
+    worst: Annotated[int, typer.Option(help="How many of the surest mistakes to show")] = 5,
+    as_json: Json = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_tokens: BatchTokens = 4096,
+    threads: Threads = None,
+) -> None:
+    """Score a model on labelled rows."""
+    from filbert.infer import evaluate as layer
+
+    result = layer.evaluate(
+        bundle,
+        data,
+        text_column=text_column,
+        pair_column=pair_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        format=format,
+        encoding=encoding,
+        header=header,
+        device=device,
+        precision=precision,
+        batch_tokens=batch_tokens,
+        threads=threads,
+        worst=worst,
+    )
+    if as_json:
+        _print_json(result)
+        return
+    from rich.console import Console
+
+    Console().print(layer.evaluation_table(result))
+
+
+@app.command()
+@guarded
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name or installed name of a BERT")],
+    text: Annotated[str, typer.Argument(help="A text; write [MASK] for a masked-word model to fill")],
+    pair: Annotated[str | None, typer.Option(help="Second text")] = None,
+    layer: Annotated[int, typer.Option(help="Layer whose attention is shown, from 0; -1 is the last")] = -1,
+    head: Annotated[int, typer.Option(help="Attention head, from 0")] = 0,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the attention into a .svg or .html file")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a model does to a text.
+
+    Tokens, ids and offsets; the shape and the formula of each step; the attention of one head as a
+    table and a picture; the prediction. Any BERT will do, with or without a head.
+    """
+    from filbert.infer import inspect as layer_of_work
+    from filbert.infer import inspect_table
+
+    found = layer_of_work.inspect_text(model, text, pair=pair, layer=layer, head=head)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        from rich.console import Console
+
+        inspect_table.show(found, Console())
+    if out is not None:
+        path = inspect_table.draw(found, out)
+        print(f"attention drawn into {path}", file=sys.stderr)
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where to (else in the user's cache)")] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train again, even if it was done before")] = False,
+    text: Annotated[list[str] | None, typer.Option(help="A message to classify; may be repeated")] = None,
+) -> None:
+    """Train a spam filter in a minute and try it."""
+    from filbert.demo import run
+
+    run(out, retrain=retrain, texts=text or [])
+
+
+@app.command()
+@guarded
+def convert(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="Google TensorFlow checkpoint, or its folder")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write")],
+) -> None:
+    """Read a Google TensorFlow checkpoint.
+
+    Writes a folder that filbert and Transformers open.
+    """
+    from filbert.model.convert import convert as work
+
+    print(work(source, out))
+
+
+@app.command()
+@guarded
+def doctor(as_json: Json = False) -> None:
+    """Tell what this machine offers.
+
+    Processor, libraries, compute path and why, caches, missing extras.
+    """
+    from filbert import doctor as layer
+
+    findings = layer.examine()
+    if as_json:
+        _print_json(layer.as_data(findings))
+    else:
+        layer.print_findings(findings)
+    if not layer.healthy(findings):
+        raise typer.Exit(1)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def main(words: list[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code. `words`: the arguments, else the process's."""
+    typed = sys.argv[1:] if words is None else words
+    add_train_classify("classify" in typed or "_FILBERT_COMPLETE" in os.environ)
+    app(typed, prog_name="filbert")
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Command-line options out of a pydantic model, so that an option is written down once.
+
+    command = command_from_fields(ClassifyOptions, run, help="Fine-tune a classifier.")
+    app.command("classify")(command)
+
+Every field becomes an option with the field's own description, default and choices; a boolean
+becomes --name / --no-name. `--recipe FILE` gives values too, and typed ones win over it, so an
+option that was not typed must be told from one typed with its default: all are None until typed.
+Building them needs pydantic, therefore `filbert/cli.py` does it for the verb that is asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+Run = Callable[[dict[str, Any], str | None, bool], None]
+
+
+def command_from_fields(model: type[BaseModel], run: Run, *, help: str) -> Callable[..., None]:
+    """A function that typer reads as a command with one option for each field of `model`.
+
+    It calls `run(values, recipe, as_json)`: the values that were typed, by field name, the
+    recipe's path or None, and whether `--json` was given.
+    """
+    options: dict[str, Any] = {
+        "recipe": Annotated[
+            str | None, typer.Option("--recipe", metavar="FILE", help="TOML file with any of the options below")
+        ]
+    }
+    for name, field in model.model_fields.items():
+        options[name] = Annotated[
+            optional(plain(field.annotation)),
+            typer.Option(
+                *declarations(name, field.annotation),
+                metavar=choices(field.annotation),
+                help=f"{field.description}{default_text(field)}",
+                show_default=False,
+            ),
+        ]
+    options["as_json"] = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
+
+    def command(**typed: Any) -> None:
+        recipe, as_json = typed.pop("recipe"), typed.pop("as_json")
+        run({name: value for name, value in typed.items() if value is not None}, recipe, as_json)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, kind, default=False if name == "as_json" else None, annotation=note)
+            for name, note in options.items()
+        ]
+    )
+    command.__annotations__ = options
+    command.__doc__ = help
+    return command
+
+
+def declarations(name: str, annotation: Any) -> list[str]:
+    """`--batch-tokens`, or `--windows/--no-windows` for a boolean."""
+    flag = "--" + name.replace("_", "-")
+    return [f"{flag}/--no-{flag[2:]}" if bool in members(annotation) else flag]
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return get_args(annotation)
+    return (annotation,)
+
+
+def choices(annotation: Any) -> str | None:
+    """`linear|cosine|constant` for a Literal of strings; None for any other type."""
+    for member in members(annotation):
+        if get_origin(member) is Literal:
+            return "|".join(get_args(member))
+    return None
+
+
+def plain(annotation: Any) -> Any:
+    """A Literal becomes a string, which every typer takes: the model itself checks the choice."""
+    return str if choices(annotation) else annotation
+
+
+def optional(annotation: Any) -> Any:
+    """The type or None, for typer."""
+    return annotation if type(None) in members(annotation) else annotation | None
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default as the help shows it."""
+    if field.is_required():
+        return " [required]"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, bool):
+        return " [on]" if field.default else " [off]"
+    return f" [{field.default}]"

@@ -1,0 +1,1 @@
+"""Data: files of rows -> examples -> packed batches (numpy only, never torch)."""

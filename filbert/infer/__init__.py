@@ -1,0 +1,1 @@
+"""Using a finished model: prediction, evaluation and a look inside."""

@@ -1,0 +1,253 @@
+"""Predict: a trained bundle becomes a function from text to answers.
+
+    from filbert import load
+    classify = load("runs/reviews")
+    classify("Great film.")                        # {"label": "positive", "score": 0.998}
+    classify(["Great film.", "Dull."])             # a list of such answers, in order
+    classify([("A man eats.", "He is eating.")])   # pairs, for a model that compares two texts
+
+Texts are taken in windows of 2,048, packed by length inside a window and answered in the order in
+which they came, so memory does not grow with the number of texts. The encoding and the decoding
+are those of training (`filbert/tasks/classify.py`). Whole files: `filbert/infer/predict_file.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from filbert.bundle import Bundle, open_bundle
+from filbert.errors import FilbertError, UsageError
+from filbert.model.bert import BertForSequenceClassification
+from filbert.model.device import choose_device, choose_precision
+from filbert.tasks import classify
+
+WINDOW = 2048
+
+Answer = dict[str, Any]
+
+
+def load(
+    name: str | PathLike[str],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_tokens: int = 4096,
+    threads: int | None = None,
+) -> Classifier:
+    """Open a bundle for prediction.
+
+    `name` is a run folder, a Hugging Face folder with a classification head, a hub name or an
+    installed name. `batch_tokens` bounds the tokens computed at once; `threads` sets the CPU
+    threads of this process. Raises `FilbertError` where `name` cannot be found or has no
+    classification head, `UsageError` for a device or a precision that this machine lacks.
+    """
+    if batch_tokens < 1:
+        raise UsageError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    place = choose_device(device)
+    dtype, reason = choose_precision(precision, place)
+    return Classifier(open_bundle(name), device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens)
+
+
+class Classifier:
+    """A bundle, ready to answer. Calls from several threads are safe.
+
+    Attributes: `manifest` (task, labels, thresholds, temperature), `model`, `tokenizer`, `folder`,
+    `device`, `dtype`, and `reason`, why this precision was chosen.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        reason: str = "asked for",
+        batch_tokens: int = 4096,
+    ) -> None:
+        self.folder = bundle.folder
+        self.manifest = bundle.manifest
+        self.tokenizer = bundle.tokenizer
+        if not isinstance(bundle.model, BertForSequenceClassification):
+            raise FilbertError(
+                f"{bundle.folder} holds a {type(bundle.model).__name__}, not a classifier: it has no "
+                "classification head to predict with. Fine-tune it first (filbert train classify "
+                "--base ...), or look into it with filbert inspect"
+            )
+        self.model = bundle.model.to(device, dtype).eval()
+        if dtype != torch.float32:
+            # The head stays exact: half-precision logits tie the scores of like answers.
+            self.model.classifier.float()
+            self.model.classifier.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        self.device = device
+        self.dtype = dtype
+        self.reason = reason
+        self.batch_tokens = batch_tokens
+
+    def __call__(
+        self,
+        texts: str | Sequence[str] | Sequence[tuple[str, str]],
+        pairs: str | Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        all_scores: bool = False,
+    ) -> Answer | list[Answer]:
+        """Classify one text, or a list of texts or of (text, second text).
+
+        One text gives one answer, a list gives a list in the same order. An answer holds `label`
+        and `score` (its calibrated probability); of a multi-label model `labels` and `scores`; of
+        a regression `score` alone. `all_scores` adds `scores` of every label, `top_k` those of
+        the best k. Raises `FilbertError` that names the position of an item that is not a text.
+        """
+        if top_k is not None and top_k < 1:
+            raise UsageError(f"top_k must be at least 1, got {top_k}")
+        rows, single = as_rows(texts, pairs, pair_model=self.manifest.pair)
+        first, second = self.split(rows)
+        answers = self.answers(first, second, all_scores=all_scores or top_k is not None)
+        if top_k is not None:
+            answers = [_best(answer, top_k) for answer in answers]
+        return answers[0] if single else answers
+
+    def stream(
+        self, rows: Iterable[str | tuple[str, str]], *, window: int = WINDOW, all_scores: bool = False
+    ) -> Iterator[Answer]:
+        """Answer an endless iterable, in order and in constant memory.
+
+        `window` rows are held at once. The first windows are small, so that the first answers come
+        at once. Raises as a call does; positions count from the beginning of the stream.
+        """
+        if window < 1:
+            raise UsageError(f"window must be at least 1, got {window}")
+        start = 0
+        for block in windows(rows, window):
+            first, second = self.split(block, start=start)
+            yield from self.answers(first, second, all_scores=all_scores)
+            start += len(block)
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """The raw outputs of the head, (texts, labels) float32, windows of long texts pooled."""
+        blocks = [np.zeros((0, self.model.config.num_labels), np.float32)]
+        for start in range(0, len(texts), WINDOW):
+            end = start + WINDOW
+            encoded = classify.encode(
+                self.tokenizer,
+                list(texts[start:end]),
+                None if pairs is None else list(pairs[start:end]),
+                max_length=self.manifest.max_length,
+                windows=self.manifest.windows,
+                stride=self.manifest.stride,
+            )
+            blocks.append(classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens))
+        return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+    def answers(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, *, all_scores: bool = False
+    ) -> list[Answer]:
+        """Answers for texts that are known to be good; see `split`."""
+        if not texts:
+            return []
+        return classify.decode(self.logits(texts, pairs), self.manifest, all_scores=all_scores)
+
+    def split(self, rows: Sequence[Any], *, start: int = 0) -> tuple[list[str], list[str] | None]:
+        """Check rows and part them into texts and second texts.
+
+        Raises `FilbertError` for a row that is no text or no pair, naming its position (plus
+        `start`), and where the bundle and the rows disagree about pairs.
+        """
+        for index, row in enumerate(rows, start=start):
+            problem = self.problem(row)
+            if problem:
+                raise FilbertError(f"item {index}: {problem}")
+        if not self.manifest.pair:
+            return list(rows), None
+        return [row[0] for row in rows], [row[1] for row in rows]
+
+    def problem(self, row: Any) -> str | None:
+        """What is wrong with a row, in words; None for a good one."""
+        if self.manifest.pair:
+            if isinstance(row, str):
+                return "this model compares two texts; give (text, second text), or pairs=, --pair"
+            if not (isinstance(row, tuple | list) and len(row) == 2):
+                return f"expected a pair (text, second text), got {_shown(row)}"
+            bad = next((text for text in row if not isinstance(text, str)), None)
+            return None if all(isinstance(text, str) for text in row) else _not_text(bad)
+        if isinstance(row, tuple | list):
+            return "this model takes one text, got a pair"
+        return None if isinstance(row, str) else _not_text(row)
+
+
+def as_rows(texts: Any, pairs: Any, *, pair_model: bool) -> tuple[list[Any], bool]:
+    """The forms that a call takes, as rows, and whether it was a single text or pair."""
+    if isinstance(texts, str):
+        if isinstance(pairs, list | tuple):
+            raise FilbertError(f"one text but {len(pairs)} second texts in pairs")
+        return [texts if pairs is None else (texts, pairs)], True
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | dict):
+        raise FilbertError(f"expected a text or a list of texts, got {_shown(texts)}")
+    if isinstance(pairs, str):
+        raise FilbertError("pairs is one text but texts is a list; give as many second texts as texts")
+    rows = list(texts)
+    if pairs is None:
+        # To a model of pairs a bare tuple of two texts is one pair: a list of texts means nothing.
+        lone = isinstance(texts, tuple) and [type(row) for row in rows] == [str, str]
+        return ([tuple(rows)], True) if pair_model and lone else (rows, False)
+    seconds = list(pairs)
+    if len(seconds) != len(rows):
+        raise FilbertError(f"{len(rows)} texts but {len(seconds)} second texts in pairs")
+    return list(zip(rows, seconds, strict=True)), False
+
+
+def windows(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` rows; the first ones hold 16, 32, 64 ... so that answers begin to flow early."""
+    block: list[Any] = []
+    limit = min(16, size)
+    for row in rows:
+        block.append(row)
+        if len(block) == limit:
+            yield block
+            block, limit = [], min(limit * 2, size)
+    if block:
+        yield block
+
+
+def answer_text(answer: Answer, row: Any = None) -> str:
+    """An answer as one line for people, tab-separated; with `row`, the text it belongs to."""
+    if "labels" in answer:
+        chosen = ", ".join(answer["labels"]) or "(none)"
+        parts = [chosen, ", ".join(f"{label} {score:.4f}" for label, score in answer["scores"].items())]
+    elif "label" in answer:
+        parts = [answer["label"], f"{answer['score']:.4f}"]
+        if "scores" in answer:
+            parts.append(", ".join(f"{label} {score:.4f}" for label, score in answer["scores"].items()))
+    else:
+        parts = [f"{answer['score']:.4f}"]
+    if row is not None:
+        parts.append(row if isinstance(row, str) else " | ".join(row))
+    return "\t".join(parts)
+
+
+def _best(answer: Answer, count: int) -> Answer:
+    scores = answer.get("scores")
+    if scores is None:  # a regression has one number
+        return answer
+    ranked = sorted(scores.items(), key=lambda item: -item[1])[:count]
+    return {**answer, "scores": dict(ranked)}
+
+
+def _not_text(value: Any) -> str:
+    return f"expected a text (str), got {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "None (a missing value)"
+    return f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,337 @@
+"""Predict a whole file: rows in, answers out, in order, in constant memory, and resumable.
+
+    filbert predict runs/reviews --file in.jsonl --out out.jsonl
+    filbert predict runs/reviews --file in.jsonl --out out.jsonl --resume      # after an interruption
+
+Answers go to OUT.partial, one line a row, and the file takes its name when the last row is
+answered. Beside it OUT.partial.json says which input, model and options it belongs to, so that a
+run never goes on in a file that another one began. A row without a usable text is answered with
+an `error` and the others go on; `strict` stops instead.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from filbert.data.tables import Row, stream_texts
+from filbert.errors import FilbertError, UsageError
+from filbert.infer.predict import WINDOW, Answer, Classifier, windows
+
+COUNTED = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What was done: rows in the output, those answered in this run, rows without an answer."""
+
+    rows: int
+    answered: int
+    failed: list[int]  # numbers of the rows of this run that carry an `error`, the first 1,000
+    failures: int
+    seconds: float
+
+    def summary(self, out: str | PathLike[str] | None) -> str:
+        """What was done, in words; rows without an answer are named."""
+        rate = self.answered / max(self.seconds, 1e-6)
+        text = f"{self.rows:,} rows, {self.seconds:.1f} s, {rate:,.0f} rows/s"
+        text = f"{out}: {text}" if out is not None else text
+        if self.failures:
+            numbers = ", ".join(map(str, self.failed[:20])) + (" ..." if self.failures > 20 else "")
+            text += f"\n{self.failures:,} rows have no usable text and carry an error: {numbers}"
+        return text
+
+
+def predict_file(
+    classifier: Classifier,
+    source: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    format: str | None = None,
+    encoding: str = "utf-8",
+    header: bool | None = None,
+    all_scores: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    window: int = WINDOW,
+    progress: bool = True,
+) -> FileReport:
+    """Answer every row of `source` (any format that training reads) in `out`.
+
+    `out` is JSONL, or CSV where its name ends in .csv; None writes JSONL to standard output. A
+    line holds `row`, the row's number in the input, counted from 1, and the answer of
+    `Classifier.__call__`, or `error`. Raises `UsageError` where `out` exists (`overwrite`), or
+    where a partial one is there that `resume` was not asked for or does not belong to;
+    `FilbertError` for an unreadable input, a full disk, or with `strict` for the first bad row.
+    """
+    reading: dict[str, Any] = {
+        "text_column": text_column,
+        "pair_column": pair_column,
+        "format": format,
+        "encoding": encoding,
+        "header": header,
+    }
+    if not classifier.manifest.pair and pair_column is not None:
+        raise UsageError(f"--pair-column {pair_column}: this model takes one text, not pairs")
+    rows = stream_texts(source, **reading)
+    if not classifier.manifest.pair:
+        rows = _single(rows, source, named=text_column is not None)
+    began = time.monotonic()
+    if out is None:
+        failed = _Failed()
+        written = 0
+        for block in windows(rows, window):
+            for answer in _answer(classifier, block, failed, all_scores, strict, source):
+                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            written += len(block)
+        return FileReport(written, written, failed.first, failed.count, time.monotonic() - began)
+
+    target = Path(out)
+    sheet = target.suffix.lower() == ".csv"
+    stamp = {
+        "source": _stamp(source),
+        "model": _stamp(classifier.folder / "model.safetensors"),
+        "options": {**reading, "all_scores": all_scores, "csv": sheet},
+    }
+    partial, done = _begin(target, stamp, resume=resume, overwrite=overwrite)
+    if done:
+        _say(f"going on after row {done:,} of {partial}")
+    line = _sheet_line(classifier, all_scores) if sheet else _json_line
+    failed = _Failed()
+    written = done
+    try:
+        with open(partial, "ab") as file, _progress(source, done, progress) as advance:
+            if sheet and not done and file.tell() == 0:
+                file.write(line(None))
+            for block in windows(islice(rows, done, None), window):
+                answers = _answer(classifier, block, failed, all_scores, strict, source)
+                file.write(b"".join(line(answer) for answer in answers))
+                file.flush()
+                written += len(block)
+                advance(written)
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+        _sidecar(partial).unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped; {written:,} rows are safe in {partial}. To go on, repeat the command with --resume"
+        ) from None
+    except OSError as error:
+        raise FilbertError(
+            f"{error.filename or partial}: {error.strerror or error}; {written:,} rows are safe there. "
+            "Mend the cause, then repeat the command with --resume"
+        ) from None
+    finally:
+        if not written:  # nothing to keep: the next try needs neither --resume nor --overwrite
+            partial.unlink(missing_ok=True)
+            _sidecar(partial).unlink(missing_ok=True)
+    return FileReport(written, written - done, failed.first, failed.count, time.monotonic() - began)
+
+
+def _single(
+    rows: Iterator[tuple[Row, Any, Any]], source: str | PathLike[str], *, named: bool
+) -> Iterator[tuple[Row, Any, Any]]:
+    """Rows for a model of single texts; refuses a table of pairs unless the text's column is named."""
+    for row, text, pair in rows:
+        if pair is not None and not named:
+            raise UsageError(
+                f"{source}: the rows look like pairs of texts, but this model takes one text; "
+                "name its column with --text-column"
+            )
+        yield row, text, None
+
+
+class _Failed:
+    """Counts rows without an answer; keeps the first numbers only, memory stays constant."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[int] = []
+
+    def add(self, number: int) -> None:
+        self.count += 1
+        if len(self.first) < 1000:
+            self.first.append(number)
+
+
+def _answer(
+    classifier: Classifier,
+    block: list[tuple[Row, Any, Any]],
+    failed: _Failed,
+    all_scores: bool,
+    strict: bool,
+    source: str | PathLike[str],
+) -> list[Answer]:
+    """Answers of a block of (row, text, second text): good ones together, bad ones told."""
+    rows = [(text, pair) if classifier.manifest.pair else text for _, text, pair in block]
+    problems = [classifier.problem(row) for row in rows]
+    good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
+    answers = iter(classifier.answers(*classifier.split(good), all_scores=all_scores))
+    out: list[Answer] = []
+    for (row, _, _), problem in zip(block, problems, strict=True):
+        if problem is None:
+            out.append({"row": row.number, **next(answers)})
+            continue
+        if strict:
+            raise FilbertError(f"{source}: row {row.number}: {problem}")
+        failed.add(row.number)
+        out.append({"row": row.number, "error": problem})
+    return out
+
+
+def _json_line(answer: Answer | None) -> bytes:
+    return (json.dumps(answer, ensure_ascii=False) + "\n").encode()
+
+
+def _sheet_line(classifier: Classifier, all_scores: bool) -> Callable[[Answer | None], bytes]:
+    """A function from an answer (None: the header) to one line of CSV."""
+    manifest = classifier.manifest
+    several = manifest.problem_type == "multi_label_classification"
+    single = manifest.problem_type == "single_label_classification"
+    columns = ["row"] + (["labels"] if several else ["label", "score"] if single else ["score"])
+    listed = manifest.labels if several or (single and all_scores) else []
+
+    def line(answer: Answer | None) -> bytes:
+        if answer is None:
+            cells = [*columns, *(f"score:{label}" for label in listed), "error"]
+        else:
+            plain = {**answer, "labels": "|".join(answer.get("labels", []))}
+            scores = answer.get("scores") or {}
+            cells = [plain.get(name, "") for name in columns]
+            cells += [scores.get(label, "") for label in listed] + [answer.get("error", "")]
+        text = io.StringIO()
+        # one row is one line, so that a torn file is mended by its last line feed
+        csv.writer(text, lineterminator="\n").writerow([_flat(cell) for cell in cells])
+        return text.getvalue().encode()
+
+    return line
+
+
+def _flat(cell: Any) -> Any:
+    return " ".join(cell.splitlines()) if isinstance(cell, str) else cell
+
+
+def _begin(
+    target: Path, stamp: dict[str, Any], *, resume: bool, overwrite: bool
+) -> tuple[Path, int]:
+    """The partial file to append to, whole lines only, and how many rows it holds already."""
+    partial = target.with_name(target.name + ".partial")
+    beside = _sidecar(partial)
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; --out names a file")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists already; name another --out, or --overwrite to replace it")
+    if partial.exists() and not resume and not overwrite:
+        raise UsageError(
+            f"{partial} is there from an unfinished run; --resume goes on with it, "
+            "--overwrite begins anew"
+        )
+    if partial.exists() and resume:
+        try:
+            earlier = json.loads(beside.read_text("utf-8"))
+        except (OSError, ValueError):
+            earlier = {}
+        for part, words in (("source", "input file"), ("model", "model"), ("options", "options")):
+            if earlier.get(part) != stamp[part]:
+                raise UsageError(
+                    f"{partial} was begun with another {words} ({earlier.get(part)}) than this run's "
+                    f"({stamp[part]}); --overwrite begins anew"
+                )
+        lines = _mend(partial)
+        return partial, max(0, lines - 1) if stamp["options"]["csv"] else lines
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        beside.write_text(json.dumps(stamp) + "\n", "utf-8")
+        partial.touch()
+    except OSError as error:
+        raise UsageError(f"cannot write {partial}: {error.strerror or error}") from None
+    return partial, 0
+
+
+def _mend(path: Path) -> int:
+    """Cut a torn last line off; count the whole ones."""
+    lines = 0
+    end = place = 0
+    with open(path, "rb+") as file:
+        while block := file.read(1 << 20):
+            lines += block.count(b"\n")
+            last = block.rfind(b"\n")
+            end = place + last + 1 if last >= 0 else end
+            place += len(block)
+        file.truncate(end)
+    return lines
+
+
+def _sidecar(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+def _stamp(source: str | PathLike[str]) -> dict[str, Any]:
+    """What a file is known by: its name, size and time of change."""
+    try:
+        status = os.stat(source)
+    except OSError:  # a data set of the hub: its name is all there is
+        return {"name": str(source)}
+    path = str(Path(source).resolve())
+    return {"name": path, "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+
+@contextmanager
+def _progress(source: str | PathLike[str], done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A function that tells how many rows are answered: a bar on a terminal, else a line a minute."""
+    if not shown:
+        yield lambda rows: None
+        return
+    began = last = time.monotonic()
+
+    def rate(rows: int) -> str:
+        return f"{(rows - done) / max(time.monotonic() - began, 1e-6):,.0f}"
+
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        speed = TextColumn("{task.fields[speed]} rows/s")
+        columns = (BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("rows", total=_count(source), completed=done, speed="-")
+            yield lambda rows: bar.update(task, completed=rows, speed=rate(rows))
+        return
+
+    def tell(rows: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 60:
+            last = now
+            _say(f"{rows:,} rows, {rate(rows)} rows/s")
+
+    yield tell
+
+
+def _count(source: str | PathLike[str]) -> int | None:
+    """Lines of a plain file: the rows, or near them (a quoted cell may hold a line feed)."""
+    path = Path(source)
+    if path.suffix.lower() not in COUNTED or not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The encoder, its heads, and the readers of every checkpoint layout that filbert knows."""

@@ -1,0 +1,466 @@
+"""BERT: embeddings, encoder, pooler and heads, written to be read beside the paper.
+
+Devlin et al. 2019 (arXiv 1810.04805) on the encoder of Vaswani et al. 2017 (arXiv 1706.03762,
+section 3). Module names follow Hugging Face Transformers, so that its state dicts load as they are.
+
+Every model takes a padded grid, `input_ids` (batch, length) with `attention_mask`, or a packed
+batch, `input_ids` (tokens,) with `lengths` (sequences,): texts end to end and no padding anywhere.
+
+    model = BertForSequenceClassification.from_pretrained("all-MiniLM-L6-v2", num_labels=3)
+    logits = model(**tokenizer("An example.", return_tensors="pt")).logits   # (1, 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from filbert.errors import FilbertError
+from filbert.model.attention import PackedLayout, PaddedLayout, attention, pack_layout
+from filbert.model.config import BertConfig
+from filbert.model.dropout import dropout
+from filbert.model.outputs import ModelOutput
+from filbert.model.pretrained import PretrainedModel
+
+__all__ = [
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForPreTraining",
+    "BertForSequenceClassification",
+    "BertModel",
+]
+
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # x * Phi(x) by erf, as the released BERT
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+Layout = PaddedLayout | PackedLayout
+
+
+class BertEmbeddings(nn.Module):
+    """Token + position + segment embeddings, normalised (BERT paper, figure 2)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.embedding_size or config.hidden_size
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, width, padding_idx=config.pad_token_id
+        )
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout_prob = config.hidden_dropout_prob
+        if config.factorised:
+            self.embedding_projection = nn.Linear(width, config.hidden_size)
+
+    def forward(self, words: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """words: (..., width) looked up already; the others: (...) int64. Returns (..., hidden)."""
+        total = (
+            words
+            + self.token_type_embeddings(token_type_ids)
+            + self.position_embeddings(position_ids)
+        )
+        hidden = dropout(
+            self.LayerNorm(total), self.dropout_prob if self.training else 0.0
+        )  # (..., width)
+        if hasattr(self, "embedding_projection"):
+            hidden = self.embedding_projection(hidden)  # (..., width) -> (..., hidden)
+        return hidden
+
+
+class BertSelfAttention(nn.Module):
+    """Queries, keys and values of all heads, then attention (Vaswani et al., section 3.2.2)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_size = config.num_attention_heads, config.head_size
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout_prob = config.attention_probs_dropout_prob
+
+    def forward(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        # one multiplication for the three projections: (..., hidden) -> (..., 3 * hidden)
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        bias = torch.cat([self.query.bias, self.key.bias, self.value.bias])
+        heads = F.linear(hidden, weight, bias).unflatten(-1, (3, self.num_heads, self.head_size))
+        query, key, value = heads.unbind(-3)  # each (..., heads, head_size)
+        drop = self.dropout_prob if self.training else 0.0
+        context, weights = attention(query, key, value, layout, dropout=drop)
+        return context.flatten(-2), weights  # (..., heads, head_size) -> (..., hidden)
+
+
+class AddAndNorm(nn.Module):
+    """Linear, dropout, add the residual, normalise: LayerNorm(x + Sublayer(x)), section 3.1."""
+
+    def __init__(self, width: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout_prob = config.hidden_dropout_prob
+
+    def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        update = dropout(self.dense(inner), self.dropout_prob if self.training else 0.0)
+        out: Tensor = self.LayerNorm(residual + update)  # (..., hidden)
+        return out
+
+
+class BertAttention(nn.Module):
+    """Multi-head attention with its output projection W^O."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = AddAndNorm(config.hidden_size, config)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.self(hidden, layout)
+        return self.output(context, hidden), weights
+
+
+class BertIntermediate(nn.Module):
+    """The inner half of the feed-forward network: act(x W1 + b1), section 3.3."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATION[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden))  # (..., hidden) -> (..., intermediate)
+
+
+class BertLayer(nn.Module):
+    """One block: attention, then feed-forward, each with its residual and norm."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertIntermediate(config)
+        self.output = AddAndNorm(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        hidden, weights = self.attention(hidden, layout)
+        return self.output(self.intermediate(hidden), hidden), weights
+
+
+class BertEncoder(nn.Module):
+    """The stack of blocks. `gradient_checkpointing` recomputes each block in the backward pass."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, hidden: Tensor, layout: Layout, *, keep_states: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor | None, ...]]:
+        states, maps = [hidden], []
+        for layer in self.layer:
+            if self.gradient_checkpointing and self.training:
+                hidden, weights = checkpoint(layer, hidden, layout, use_reentrant=False)
+            else:
+                hidden, weights = layer(hidden, layout)
+            maps.append(weights)
+            if keep_states:
+                states.append(hidden)
+        return hidden, tuple(states) if keep_states else None, tuple(maps)
+
+
+class BertPooler(nn.Module):
+    """The first token's state through a tanh layer: the vector that stands for the sequence."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return torch.tanh(self.dense(first))  # (sequences, hidden)
+
+
+class BertModel(PretrainedModel):
+    """The encoder. Without a pooling layer (`add_pooling_layer=False`) `pooler_output` is None."""
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.attention_path = "packed"  # "eager" or "sdpa" force that path for padded batches
+        self.initialise()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Encode a batch.
+
+        Padded: `input_ids` (batch, length) int64; `attention_mask` 1 for real tokens, (batch,
+        length), or (batch, length, length) for a mask of each query's own.
+        Packed: `input_ids` (tokens,) and `lengths` (sequences,) int64 that sum to tokens.
+        `inputs_embeds` (..., embedding_size) may stand in for `input_ids`.
+
+        Returns `last_hidden_state` (batch, length, hidden) or (tokens, hidden), `pooler_output`
+        (sequences, hidden), and if asked `hidden_states` (layers + 1 of them) and `attentions`
+        (layers, each (batch, heads, length, length); padded batches only).
+        Raises `FilbertError` for ids outside the vocabulary or a text over the model's length.
+        """
+        words = self._look_up(input_ids, inputs_embeds)  # (..., embedding)
+        shape, device = words.shape[:-1], words.device
+        layout: Layout
+        if lengths is not None:
+            if len(shape) != 1 or int(lengths.sum()) != shape[0] or output_attentions:
+                raise FilbertError(
+                    "a packed batch is input_ids (tokens,) and lengths that sum to tokens, without "
+                    f"output_attentions; got {tuple(shape)} and lengths of sum {int(lengths.sum())}"
+                )
+            layout = pack_layout(lengths)
+            first = torch.cumsum(lengths, 0) - lengths  # (sequences,) where each begins
+            longest = int(lengths.max())
+            places = torch.arange(shape[0], device=device) - torch.repeat_interleave(first, lengths)
+        else:
+            if len(shape) != 2:
+                raise FilbertError(
+                    f"input_ids: (batch, length), or (tokens,) with lengths; got {tuple(shape)}"
+                )
+            layout = self._padded_layout(attention_mask, output_attentions)
+            longest = shape[1]
+            places = torch.arange(longest, device=device).expand(shape)
+        if longest > self.config.max_position_embeddings:
+            raise FilbertError(
+                f"a text of {longest} tokens; this model takes at most "
+                f"{self.config.max_position_embeddings}: tokenize with truncation=True or windows"
+            )
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(shape, dtype=torch.int64, device=device)
+        position_ids = places if position_ids is None else position_ids
+        hidden = self.embeddings(words, token_type_ids, position_ids)  # (..., hidden)
+        hidden, states, maps = self.encoder(hidden, layout, keep_states=output_hidden_states)
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(hidden[:, 0] if lengths is None else hidden.index_select(0, first))
+        return ModelOutput(
+            last_hidden_state=hidden,
+            pooler_output=pooled,
+            hidden_states=states,
+            attentions=maps if output_attentions else None,
+        )
+
+    def _look_up(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise FilbertError("give either input_ids or inputs_embeds")
+        if input_ids is None:
+            assert inputs_embeds is not None
+            return inputs_embeds
+        if input_ids.numel() == 0:
+            raise FilbertError("input_ids is empty: there is no token to encode")
+        if input_ids.device.type == "cpu":  # on a GPU this would wait for the device
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise FilbertError(
+                    f"token id {low if low < 0 else high} is outside the model's vocabulary of "
+                    f"{self.config.vocab_size}: was the text tokenized with another vocabulary?"
+                )
+        words: Tensor = self.embeddings.word_embeddings(input_ids)
+        return words
+
+    def _padded_layout(
+        self, attention_mask: Tensor | None, output_attentions: bool
+    ) -> PaddedLayout:
+        path = "eager" if output_attentions or self.attention_path == "eager" else "sdpa"
+        if attention_mask is None:
+            return PaddedLayout(None, path)
+        mask = attention_mask.bool()
+        if mask.dim() == 2:
+            mask = mask[:, None, None, :]  # (batch, 1, 1, length)
+        elif mask.dim() == 3:
+            mask = mask[:, None, :, :]  # (batch, 1, length, length)
+        return PaddedLayout(mask, path)
+
+
+class BertLMHead(nn.Module):
+    """Masked-word predictions: dense, activation, norm, then the embedding matrix again (tied)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.embedding_size or config.hidden_size
+        self.transform = nn.ModuleDict(
+            {
+                "dense": nn.Linear(config.hidden_size, width),
+                "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
+            }
+        )
+        self.activation = ACTIVATION[config.hidden_act]
+        self.decoder = nn.Linear(width, config.vocab_size, bias=False)  # weight tied by the model
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.transform["LayerNorm"](self.activation(self.transform["dense"](hidden)))
+        return F.linear(
+            hidden, self.decoder.weight, self.bias
+        )  # (..., hidden) -> (..., vocabulary)
+
+
+class PreTrainingHeads(nn.Module):
+    """`predictions` for masked words and, where asked for, `seq_relationship` for next sentence."""
+
+    def __init__(self, config: BertConfig, *, next_sentence: bool) -> None:
+        super().__init__()
+        self.predictions = BertLMHead(config)
+        if next_sentence:
+            self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class BertForPreTraining(PretrainedModel):
+    """Masked words and next sentence, the two tasks of section 3.1 of the BERT paper."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config)
+        self.cls = PreTrainingHeads(config, next_sentence=True)
+        self.initialise()
+
+    def tie_weights(self) -> None:
+        """One matrix for reading words and for predicting them."""
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput:
+        """`labels`: shaped as `input_ids`, -100 where nothing is predicted; `next_sentence_label`:
+        (sequences,), 0 where B follows A, 1 where it does not. Returns `loss` (sum of the two
+        means) if both are given, `prediction_logits` (..., vocabulary), `seq_relationship_logits`
+        (sequences, 2)."""
+        out = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options
+        )
+        words = self.cls.predictions(out.last_hidden_state)
+        follows = self.cls.seq_relationship(out.pooler_output)
+        loss = None
+        if labels is not None and next_sentence_label is not None:
+            loss = _token_loss(words, labels) + F.cross_entropy(
+                follows.float(), next_sentence_label.view(-1)
+            )
+        return ModelOutput(
+            loss=loss,
+            prediction_logits=words,
+            seq_relationship_logits=follows,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+class BertForMaskedLM(PretrainedModel):
+    """Masked words alone."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.cls = PreTrainingHeads(config, next_sentence=False)
+        self.initialise()
+
+    def tie_weights(self) -> None:
+        """One matrix for reading words and for predicting them."""
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput:
+        """`labels`: shaped as `input_ids`, -100 where nothing is predicted. Returns `loss` if they
+        are given, `logits` (..., vocabulary)."""
+        out = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options
+        )
+        logits = self.cls.predictions(out.last_hidden_state)
+        return ModelOutput(
+            loss=None if labels is None else _token_loss(logits, labels),
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+class BertForSequenceClassification(PretrainedModel):
+    """A label, several or a number for each text: dropout and one layer on the pooled vector."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config)
+        own = config.classifier_dropout
+        self.dropout_prob = config.hidden_dropout_prob if own is None else own
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.initialise()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> ModelOutput:
+        """`labels`: (sequences,) int64 classes; (sequences, labels) 0/1 for several labels;
+        (sequences,) float for regression (`config.problem_type` decides, else the labels' type).
+        Returns `loss` if they are given, `logits` (sequences, labels)."""
+        out = self.bert(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options
+        )
+        logits = self.classifier(
+            dropout(out.pooler_output, self.dropout_prob if self.training else 0.0)
+        )
+        return ModelOutput(
+            loss=None if labels is None else self._loss(logits.float(), labels),
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.problem_type
+        if kind == "regression" or (kind is None and self.config.num_labels == 1):
+            return F.mse_loss(logits.squeeze(-1), labels.float().view_as(logits.squeeze(-1)))
+        if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        return F.cross_entropy(logits, labels.view(-1))
+
+
+def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the positions whose label is not -100."""
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100)

@@ -1,0 +1,261 @@
+"""BertConfig: the numbers that define a BERT, read from and written to `config.json`.
+
+Fields are those of the BERT configuration in Hugging Face Transformers and google-research/bert
+(`bert_config.json`), plus `embedding_size` for factorised embeddings (ALBERT, arXiv 1909.11942,
+section 3.1). The schema is closed: a key that is not listed here is kept in `extra` as data, told
+once, and never acted on. Nothing in a configuration can name or run code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from filbert.atomic import write_file
+from filbert.errors import FilbertError, did_you_mean
+from filbert.sources import resolve
+
+logger = logging.getLogger("filbert")
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+COUNTS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
+# Keys that describe the file and not the network; written by other tools, safe to carry along.
+BOOKKEEPING = {
+    "transformers_version", "torch_dtype", "dtype", "_name_or_path", "finetuning_task",
+    "gradient_checkpointing", "return_dict", "output_attentions", "output_hidden_states",
+    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+    "pooler_size_per_head", "pooler_type", "use_cache", "chunk_size_feed_forward",
+    "bos_token_id", "eos_token_id", "sep_token_id", "tie_word_embeddings", "is_encoder_decoder",
+    "cross_attention_hidden_size", "torchscript", "tie_encoder_decoder", "prefix", "tf_legacy_loss",
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class BertConfig:
+    """The shape of a BERT. Defaults are BERT-base, uncased English (arXiv 1810.04805, section 3).
+
+    Raises `FilbertError` for a value of the wrong type or out of range.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    position_embedding_type: str = "absolute"
+    classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    embedding_size: int | None = None  # None: the same as hidden_size, no projection
+    problem_type: str | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    architectures: list[str] | None = None
+    model_type: str = "bert"
+    bookkeeping: dict[str, Any] = field(default_factory=dict)  # known, carried along unread
+    extra: dict[str, Any] = field(default_factory=dict)  # unknown: data, never acted on
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            value = getattr(self, name)
+            most = 1000 if name == "num_hidden_layers" else 2**31 - 1  # a million would build for ever
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+                raise FilbertError(
+                    f"config: {name} must be an integer from 1 to {most}, got {value!r}"
+                )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            if name == "classifier_dropout" and value is None:
+                continue
+            if not _is_number(value) or not 0 <= value < 1:
+                raise FilbertError(f"config: {name} must be a number in [0, 1), got {value!r}")
+        for name in ("initializer_range", "layer_norm_eps"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value < 1:
+                raise FilbertError(f"config: {name} must be a number in (0, 1), got {value!r}")
+        for name in ("is_decoder", "add_cross_attention"):
+            if not isinstance(getattr(self, name), bool):
+                raise FilbertError(
+                    f"config: {name} must be true or false, got {getattr(self, name)!r}"
+                )
+        if self.is_decoder or self.add_cross_attention:
+            raise FilbertError(
+                "config: is_decoder and add_cross_attention ask for a decoder; "
+                "filbert's BERT is the encoder (set both to false)"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise FilbertError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise FilbertError(
+                f"config: hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.position_embedding_type != "absolute":
+            raise FilbertError(
+                f"config: position_embedding_type {self.position_embedding_type!r} is not "
+                "supported; BERT's own is 'absolute'"
+            )
+        pad = self.pad_token_id
+        if pad is not None and (not isinstance(pad, int) or not 0 <= pad < self.vocab_size):
+            raise FilbertError(
+                f"config: pad_token_id {pad!r} is outside the vocabulary of {self.vocab_size}"
+            )
+        width = self.embedding_size
+        if width is not None and (
+            isinstance(width, bool) or not isinstance(width, int) or width < 1
+        ):
+            raise FilbertError(f"config: embedding_size must be a positive integer, got {width!r}")
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise FilbertError(
+                f"config: problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}"
+            )
+        self.id2label = _read_labels(self.id2label)
+
+    @property
+    def num_labels(self) -> int:
+        """How many outputs a classification head has."""
+        return len(self.id2label)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The inverse of `id2label`."""
+        return {label: index for index, label in self.id2label.items()}
+
+    @property
+    def factorised(self) -> bool:
+        """Whether embeddings are narrower than the hidden states and projected up to them."""
+        return self.embedding_size is not None and self.embedding_size != self.hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head, d_k in Vaswani et al. 2017."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, source: str = "config") -> BertConfig:
+        """Read a parsed `config.json` or `bert_config.json`.
+
+        Unknown keys go to `extra` and are told once, through the log. Raises `FilbertError` for
+        another kind of model or a wrong value.
+        """
+        if not isinstance(values, dict):
+            raise FilbertError(f"{source}: expected a JSON object, got {type(values).__name__}")
+        kind = values.get("model_type", "bert")
+        if kind != "bert":
+            raise FilbertError(f"{source}: model_type {kind!r} is not supported; expected 'bert'")
+        known = {f.name for f in fields(cls)} - {"bookkeeping", "extra"}
+        given = {key: value for key, value in values.items() if key in known}
+        num_labels = values.get("num_labels")
+        if "id2label" not in given and num_labels is not None:
+            given["id2label"] = default_labels(num_labels)
+        if given.get("id2label", 0) is None:
+            del given["id2label"]
+        rest = {k: v for k, v in values.items() if k not in known | {"num_labels", "label2id"}}
+        bookkeeping = {k: v for k, v in rest.items() if k in BOOKKEEPING}
+        extra = {k: v for k, v in rest.items() if k not in BOOKKEEPING}
+        if extra:
+            logger.warning(
+                "%s: keys kept as data and not acted on: %s", source, ", ".join(sorted(extra))
+            )
+        try:
+            return cls(**given, bookkeeping=bookkeeping, extra=extra)
+        except FilbertError as error:
+            raise FilbertError(f"{source}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`, in the layout that Transformers reads."""
+        out = {**self.extra, **self.bookkeeping}
+        for f in fields(self):
+            if f.name in ("bookkeeping", "extra"):
+                continue
+            value = getattr(self, f.name)
+            if value is not None or f.name in ("classifier_dropout", "pad_token_id"):
+                out[f.name] = value
+        out["id2label"] = {str(index): label for index, label in self.id2label.items()}
+        out["label2id"] = self.label2id
+        out.pop("torch_dtype", None)
+        out["dtype"] = "float32"
+        return out
+
+    def replace(self, **changes: Any) -> BertConfig:
+        """A copy with some fields changed; `num_labels=3` renames the labels to LABEL_0 ... 2."""
+        num_labels = changes.pop("num_labels", None)
+        changes.pop("label2id", None)
+        if num_labels is not None and "id2label" not in changes and num_labels != self.num_labels:
+            changes["id2label"] = default_labels(num_labels)
+        known = {f.name for f in fields(self)}
+        for key in changes:
+            if key not in known:
+                raise FilbertError(f"unknown option {key!r} for a BERT.{did_you_mean(key, known)}")
+        return BertConfig(**{**{name: getattr(self, name) for name in known}, **changes})
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | PathLike[str], *, revision: str | None = None
+    ) -> BertConfig:
+        """Read the configuration of a folder, an installed name or a hub name."""
+        folder = resolve(name, revision=revision, weights=False)
+        return read_config(folder)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write `config.json` into `folder`."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_file(
+            target / "config.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        )
+
+
+def read_config(folder: Path) -> BertConfig:
+    """The configuration in `folder`: `config.json`, else Google's `bert_config.json`."""
+    for name in ("config.json", "bert_config.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                values = json.loads(path.read_text("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise FilbertError(f"{path} is not valid JSON: {error}") from None
+            return BertConfig.from_dict(values, source=str(path))
+    raise FilbertError(f"{folder} holds no config.json: it is not a model folder")
+
+
+def default_labels(count: Any) -> dict[int, str]:
+    """Labels named as Transformers names them where nobody did."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= 1_000_000:
+        raise FilbertError(f"num_labels must be a positive integer, got {count!r}")
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _read_labels(value: Any) -> dict[int, str]:
+    if not isinstance(value, dict) or not value:
+        raise FilbertError(f"config: id2label must map numbers to names, got {value!r:.80}")
+    try:
+        labels = {int(index): str(label) for index, label in value.items()}
+    except (TypeError, ValueError):
+        raise FilbertError("config: id2label must map numbers to names") from None
+    if sorted(labels) != list(range(len(labels))):
+        raise FilbertError("config: id2label must number its labels 0, 1, 2 ... without a gap")
+    return dict(sorted(labels.items()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,70 @@
+"""Which device and which precision to compute in, and why.
+
+bf16 is chosen only where the processor multiplies it natively (a GPU, AMX or AVX-512-BF16);
+elsewhere it is emulated and many times slower than float32.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from filbert.errors import UsageError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is the first GPU, else the CPU. Raises `UsageError` for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise UsageError(
+                f"device {name!r} asked for, but PyTorch sees {count} CUDA devices here"
+            )
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("device 'mps' asked for, but PyTorch sees no Apple GPU here")
+    elif device.type != "cpu":
+        raise UsageError(f"device {name!r} is not supported; expected auto, cpu, cuda or mps")
+    return device
+
+
+def native_bf16(device: torch.device) -> tuple[bool, str]:
+    """Whether `device` multiplies bfloat16 in hardware, and by what."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False)), "the GPU"
+    if device.type == "cpu":
+        for check, feature in (
+            ("_is_amx_tile_supported", "AMX"),
+            ("_is_avx512_bf16_supported", "AVX-512-BF16"),
+        ):
+            supported = getattr(torch.cpu, check, None)
+            if supported is not None and supported():
+                return True, feature
+    return False, "no bfloat16 units"
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type for `auto`, `float32` or `bf16`, and the reason in words.
+
+    Raises `UsageError` where bf16 is asked of a processor that would only emulate it.
+    """
+    native, feature = native_bf16(device)
+    if name == "float32":
+        return torch.float32, "asked for"
+    if name == "bf16":
+        if not native:
+            raise UsageError(
+                f"precision bf16: this {device.type} has {feature} and would emulate it, slower "
+                "than float32; use --precision float32 or auto"
+            )
+        return torch.bfloat16, f"asked for; {feature}"
+    if name != "auto":
+        raise UsageError(f"unknown precision {name!r}; expected auto, float32 or bf16")
+    if native:
+        return torch.bfloat16, f"computed natively by {feature}"
+    return torch.float32, f"{device.type} has {feature}"

@@ -1,0 +1,136 @@
+"""What every model shares: from_pretrained, save_pretrained, and the reference's initial weights."""
+
+from __future__ import annotations
+
+import logging
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from filbert.errors import FilbertError
+from filbert.model.attention import PATHS
+from filbert.model.config import BertConfig, read_config
+from filbert.sources import resolve
+
+logger = logging.getLogger("filbert")
+
+
+class PretrainedModel(nn.Module):
+    """A model with a `BertConfig`, opened from and written to the Hugging Face folder layout."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def __call__(self, *inputs: Any, return_dict: bool = True, **options: Any) -> Any:
+        """Run `forward`; with `return_dict=False` the results come as a plain tuple."""
+        output = super().__call__(*inputs, **options)
+        return output if return_dict else output.to_tuple()
+
+    def initialise(self) -> None:
+        """Draw fresh weights as google-research/bert does: normal(0, initializer_range), zero
+        biases, norms of one; then tie what is tied."""
+        for module in self.children():
+            if not isinstance(module, PretrainedModel):  # drawn by its own constructor
+                module.apply(self._draw)
+        self.tie_weights()
+
+    def _draw(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+
+    def tie_weights(self) -> None:
+        """Share tensors between modules; models without tied weights have nothing to do."""
+
+    def set_attention(self, path: str) -> None:
+        """Choose the attention path for padded batches: `sdpa` (or `packed`) and `eager`."""
+        if path not in PATHS:
+            raise FilbertError(
+                f"unknown attention path {path!r}; expected one of {', '.join(PATHS)}"
+            )
+        for module in self.modules():
+            if hasattr(module, "attention_path"):
+                module.attention_path = path
+
+    def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
+        """Trade compute for memory: each layer is computed again in the backward pass."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = enabled
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.parameters()).dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | PathLike[str],
+        *,
+        config: BertConfig | None = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        dtype: torch.dtype | None = None,
+        new_head: bool = False,
+        **changes: Any,
+    ) -> Self:
+        """Open a model: a folder, a name that an installed package carries, or a hub name.
+
+        `changes` override fields of the configuration (`num_labels=3`, `hidden_dropout_prob=0`).
+        Weights that the folder lacks are drawn afresh and told in one table through the log;
+        `new_head=True` says that a new head is wanted, so that it is not told. The model is
+        returned in evaluation mode, float32 unless `dtype` says otherwise.
+
+        Raises `FilbertError` if the folder has no usable weights or the encoder does not fit.
+        """
+        from filbert.model.weights import load_into, read_weights
+
+        folder = resolve(name, revision=revision)
+        config = read_config(folder) if config is None else config
+        if changes:
+            config = config.replace(**changes)
+        model = cls(config)
+        report = load_into(
+            model,
+            read_weights(folder),
+            source=str(name),
+            may_be_missing=HEADS,
+            ignore_unexpected=HEADS,
+        )
+        drawn = [n for n in (*report.missing, *report.mismatched) if not n.startswith(ENCODER)]
+        if report and not (new_head and drawn == [*report.missing, *report.mismatched]):
+            logger.warning("%s", report)
+        model.tie_weights()
+        if attn_implementation is not None:
+            model.set_attention(attn_implementation)
+        return model.to(dtype or torch.float32).eval()
+
+    def save_pretrained(
+        self, folder: str | PathLike[str], *, max_shard_bytes: int = 5_000_000_000
+    ) -> None:
+        """Write `config.json` and `model.safetensors` so that Transformers opens them unchanged."""
+        from filbert.model.weights import write_weights
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(target)
+        write_weights(self.state_dict(), target, max_shard_bytes=max_shard_bytes)
+
+
+ENCODER = ("bert.embeddings.", "bert.encoder.", "embeddings.", "encoder.")
+HEADS = ("classifier.", "cls.", "bert.pooler.", "pooler.", "qa_outputs.")

@@ -1,0 +1,1 @@
+"""Training: the options, the loop, exact resume, and what a run leaves behind."""

@@ -1,0 +1,60 @@
+"""Which examples each step of a run takes: a pure function of (lengths, options, seed, step)."""
+
+from __future__ import annotations
+
+import math
+
+from filbert.data.packing import Ids, plan_epoch
+from filbert.train.options import ClassifyOptions
+
+
+class Plan:
+    """The batches of every step of every epoch; epochs may end in a fraction."""
+
+    def __init__(self, tokens: Ids, options: ClassifyOptions, seed: int) -> None:
+        self.tokens, self.options, self.seed = tokens, options, seed
+        self._epoch, self._batches = -1, list[Ids]()
+        self.ends: list[int] = []  # the step at which each epoch ends
+        whole, part = divmod(options.epochs, 1.0)
+        for epoch in range(math.ceil(options.epochs)):
+            steps = math.ceil(len(self.batches(epoch)) / options.accumulate)
+            if epoch == whole and part:
+                steps = max(1, math.ceil(steps * part - 1e-9))
+            self.ends.append(steps + (self.ends[-1] if self.ends else 0))
+        self.total_steps = self.ends[-1]
+
+    def batches(self, epoch: int) -> list[Ids]:
+        """The batches of an epoch; the last one asked for is kept."""
+        if epoch != self._epoch:
+            self._batches = plan_epoch(
+                self.tokens, batch_tokens=self.options.batch_tokens,
+                batch_size=self.options.batch_size, seed=self.seed, epoch=epoch,
+            )  # fmt: skip
+            self._epoch = epoch
+        return self._batches
+
+    def step(self, step: int) -> tuple[list[Ids], float, bool]:
+        """The batches of a step, the weight of each example's loss, and whether an epoch ends here.
+
+        The weight is one over the mean number of examples in a step, so that an example counts the
+        same in a batch of many short texts as in a batch of few long ones.
+        """
+        epoch = next(i for i, end in enumerate(self.ends) if step < end)
+        batches = self.batches(epoch)
+        size = self.options.accumulate
+        place = step - (self.ends[epoch - 1] if epoch else 0)
+        mean_examples = len(self.tokens) / math.ceil(len(batches) / size)
+        return (
+            batches[place * size : (place + 1) * size],
+            1 / mean_examples,
+            step + 1 == self.ends[epoch],
+        )
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the data after `step` steps."""
+        start = 0
+        for epoch, end in enumerate(self.ends):
+            if step <= end:
+                return epoch + (step - start) / (end - start)
+            start = end
+        return float(len(self.ends))

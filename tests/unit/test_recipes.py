@@ -1,0 +1,145 @@
+"""Every recipe that ships is valid, says how it was measured, and is tied to no machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from filbert.errors import UsageError
+from filbert.train.options import ClassifyOptions, parse_options, read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+NAMES = [path.stem for path in RECIPES]
+EXPECTED = {"agnews", "banking77", "cola", "mrpc", "rte", "sms-spam", "sst2", "stsb"}
+
+
+def options_of(path: Path) -> ClassifyOptions:
+    return parse_options({**read_recipe(path), "out": "runs/x"}, source=str(path))
+
+
+def header_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8").split("\n\n")[0]
+
+
+def test_the_recipes_that_we_claim_are_there() -> None:
+    assert set(NAMES) == EXPECTED
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_parses(path: Path) -> None:
+    values = read_recipe(path)
+    options = options_of(path)
+    assert options.base == "all-MiniLM-L6-v2"
+    assert options.out == "runs/x"
+    # what the file says is what the run gets
+    assert {key: getattr(options, key) for key in values} == values
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_leaves_the_place_to_the_user(path: Path) -> None:
+    values = read_recipe(path)
+    assert "out" not in values
+    for key in ("data", "dev", "test"):
+        if key in values:
+            assert values[key].startswith("data/"), key
+            assert ".." not in values[key]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_scores_rows_that_it_did_not_train_on(path: Path) -> None:
+    options = options_of(path)
+    assert options.data not in (options.dev, options.test)
+    assert options.dev is None or options.test is None
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_the_header_tells_command_score_time_and_hardware(path: Path) -> None:
+    header = header_of(path)
+    for word in ("data", "command", "scored on", "score", "time", "hardware"):
+        assert re.search(rf"^# {word}\s+\S", header, flags=re.MULTILINE), word
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_the_command_of_the_header_names_real_options(path: Path) -> None:
+    header = header_of(path)
+    assert f"filbert train classify --recipe recipes/{path.name}" in header
+    command = header.split("# command")[1].split("# scored on")[0]
+    flags = set(re.findall(r"--([a-z-]+)", command)) - {"recipe"}
+    assert {"data", "out"} <= flags
+    assert {flag.replace("-", "_") for flag in flags} <= set(ClassifyOptions.model_fields)
+
+
+def test_a_misspelt_key_is_refused_with_its_neighbour(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text('data = "a.csv"\nbase = "m"\nout = "o"\nbatch_token = 5\n', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"unknown key 'batch_token'.*batch_tokens") as caught:
+        parse_options(read_recipe(path), source=str(path))
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_not_toml_and_no_file_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("data = = 1\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        read_recipe(path)
+    with pytest.raises(UsageError, match="no recipe at"):
+        read_recipe(tmp_path / "absent.toml")
+
+
+def load_benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_scores_covers_every_recipe_with_the_metric_that_picks_its_checkpoint() -> None:
+    scores = load_benchmark("scores")
+    assert set(scores.TASKS) == EXPECTED
+    for path in RECIPES:
+        task, options = scores.TASKS[path.stem], options_of(path)
+        assert task.metrics[0] == options.metric
+        assert task.is_dev == (options.dev is not None)
+
+
+def test_scores_tabulates_mean_and_deviation_of_the_seeds() -> None:
+    scores = load_benchmark("scores")
+    records = [
+        {"task": "cola", "seed": seed, "rows": 1043, "scores": {"mcc": value},
+         "last_epoch": 0.25, "process_seconds": 90.0}
+        for seed, value in enumerate((0.2, 0.3, 0.4))
+    ]  # fmt: skip
+    row = scores.table(records).splitlines()[-1]
+    # by hand: mean 30, sample deviation sqrt((100 + 0 + 100) / 2) = 10
+    cells = ["cola", "1,043 dev rows", "mcc x 100", "**30.00**", "10.00", "20.00, 30.00, 40.00"]
+    assert row == "| " + " | ".join([*cells, "25.00", "1.5"]) + " |"
+
+
+def test_finetune_pairs_its_ratios_within_a_seed_and_rotates_the_arms() -> None:
+    finetune = load_benchmark("finetune")
+    arms = ("a", "b", "c")
+    orders = [finetune.rotation(arms, turn) for turn in range(3)]
+    assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+
+    def run(arm: str, seed: int, seconds: float) -> dict[str, object]:
+        return {"arm": arm, "seed": seed, "train_seconds": seconds, "process_seconds": seconds + 2,
+                "ms_per_step": 1.0, "steps": 10, "accuracy": 0.9, "peak_mb": 100.0}  # fmt: skip
+
+    runs = [run("filbert", 1, 4.0), run("filbert", 0, 2.0), run("trainer-bf16", 0, 6.0),
+            run("trainer-bf16", 1, 8.0)]  # fmt: skip
+    summary = finetune.summarise(runs)
+    assert summary["ratios"]["trainer-bf16"]["train_seconds"] == [3.0, 2.0]
+    assert summary["ratios"]["trainer-bf16"]["process_seconds"] == [2.0, 10 / 6]
+    assert summary["arms"]["filbert"]["train_seconds"] == 3.0
+    assert "| trainer-bf16 | **2.50x** (3.00, 2.00) | 1.83x | 2x |" in finetune.tables(summary)
