@@ -391,10 +391,9 @@ def main() -> None:
     summary = summarise(runs)
     print("\n" + tables(summary))
     if options.json:
-        settings = {name: str(value) for name, value in vars(options).items()}
-        report = {"machine": machine, "options": settings, "mean_tokens": mean, "runs": runs}
-        report |= {"batch_tokens": batch_tokens, "summary": summary}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        settings = {**vars(options), "mean_tokens": mean, "batch_tokens": batch_tokens}
+        report = {"machine": machine, "options": settings, "runs": runs, "summary": summary}
+        options.json.write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,15 +30,23 @@ app = typer.Typer(help="Train, use and look into BERT models.", add_completion=T
 train = typer.Typer(help="Fine-tune a model on labelled rows.", **Panel)
 app.add_typer(train, name="train")
 
-Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder of a trained model, or its name")]
-Data = Annotated[str, typer.Option("--data", metavar="FILE", help="Labelled rows: CSV, TSV, JSONL, Parquet, .gz")]
+Bundle = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="Folder of a trained model, or its name")
+]
+Data = Annotated[
+    str, typer.Option("--data", metavar="FILE", help="Labelled rows: CSV, TSV, JSONL, Parquet, .gz")
+]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text (guessed if plain)")]
 PairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label (guessed if plain)")]
 Separator = Annotated[str | None, typer.Option(help="Several labels in one cell: their mark")]
-Format = Annotated[str | None, typer.Option(help="csv, tsv, jsonl, parquet, cola, mrpc (else from the name)")]
+Format = Annotated[
+    str | None, typer.Option(help="csv, tsv, jsonl, parquet, cola, mrpc (else from the name)")
+]
 Encoding = Annotated[str, typer.Option(help="Text encoding of the file")]
-Header = Annotated[bool | None, typer.Option("--header/--no-header", help="First row holds the column names")]
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="First row holds the column names")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bf16")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens computed at once")]
@@ -70,7 +78,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             code, message = 1, f"error: {where}{error.strerror or error}"
         except MemoryError:
             code, message = 1, "error: out of memory; a smaller --batch-tokens needs less"
-        except Exception as error:  # noqa: BLE001 - the last station: it is told, and kept in full
+        except Exception as error:
             if os.environ.get("FILBERT_DEBUG"):
                 raise
             code, message = 1, _defect(error)
@@ -129,7 +137,9 @@ def _train_classify(values: dict[str, Any], recipe: str | None, as_json: bool) -
     from filbert.tasks.metrics import score_table
 
     Console().print(score_table(result.scores))
-    print(f"{result.out}: best at step {result.best_step:,} of {result.steps:,}, {result.seconds:.0f} s")
+    print(
+        f"{result.out}: best at step {result.best_step:,} of {result.steps:,}, {result.seconds:.0f} s"
+    )
     print(f'next: filbert predict {result.out} "a text of yours"')
 
 
@@ -150,18 +160,30 @@ def add_train_classify(full: bool) -> None:
 @guarded
 def predict(
     bundle: Bundle,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; none: standard input, one a line")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; none: standard input, one a line"),
+    ] = None,
     pair: Annotated[str | None, typer.Option(help="Second text, for a model of pairs")] = None,
-    file: Annotated[str | None, typer.Option(metavar="FILE", help="Answer every row of a file")] = None,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Where to (.jsonl or .csv); none: standard output")] = None,
+    file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Answer every row of a file")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Where to (.jsonl or .csv); none: standard output"),
+    ] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     format: Format = None,
     encoding: Encoding = "utf-8",
     header: Header = None,
-    all_scores: Annotated[bool, typer.Option("--all-scores", help="The score of every label")] = False,
+    all_scores: Annotated[
+        bool, typer.Option("--all-scores", help="The score of every label")
+    ] = False,
     as_json: Json = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished --out")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished --out")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a row without a text")] = False,
     device: Device = "auto",
@@ -214,7 +236,11 @@ def predict(
     window = 1 if sys.stdin.isatty() else 2048
     for answer in classifier.stream(noted(), window=window, all_scores=all_scores):
         row = kept.pop(0)
-        print(json.dumps(answer, ensure_ascii=False) if as_json else answer_text(answer, None if alone else row))
+        print(
+            json.dumps(answer, ensure_ascii=False)
+            if as_json
+            else answer_text(answer, None if alone else row)
+        )
 
 
 def _lines(*, pair_model: bool) -> Iterator[Any]:
@@ -288,12 +314,21 @@ def evaluate(
 @app.command()
 @guarded
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub name or installed name of a BERT")],
-    text: Annotated[str, typer.Argument(help="A text; write [MASK] for a masked-word model to fill")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder, hub name or installed name of a BERT")
+    ],
+    text: Annotated[
+        str, typer.Argument(help="A text; write [MASK] for a masked-word model to fill")
+    ],
     pair: Annotated[str | None, typer.Option(help="Second text")] = None,
-    layer: Annotated[int, typer.Option(help="Layer whose attention is shown, from 0; -1 is the last")] = -1,
+    layer: Annotated[
+        int, typer.Option(help="Layer whose attention is shown, from 0; -1 is the last")
+    ] = -1,
     head: Annotated[int, typer.Option(help="Attention head, from 0")] = 0,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the attention into a .svg or .html file")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw the attention into a .svg or .html file"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model does to a text.
@@ -319,9 +354,15 @@ def inspect(
 @app.command()
 @guarded
 def demo(
-    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where to (else in the user's cache)")] = None,
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train again, even if it was done before")] = False,
-    text: Annotated[list[str] | None, typer.Option(help="A message to classify; may be repeated")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where to (else in the user's cache)")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train again, even if it was done before")
+    ] = False,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A message to classify; may be repeated")
+    ] = None,
 ) -> None:
     """Train a spam filter in a minute and try it."""
     from filbert.demo import run
@@ -332,7 +373,9 @@ def demo(
 @app.command()
 @guarded
 def convert(
-    source: Annotated[str, typer.Argument(metavar="DIR", help="Google TensorFlow checkpoint, or its folder")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIR", help="Google TensorFlow checkpoint, or its folder")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write")],
 ) -> None:
     """Read a Google TensorFlow checkpoint.

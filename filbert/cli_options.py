@@ -33,7 +33,10 @@ def command_from_fields(model: type[BaseModel], run: Run, *, help: str) -> Calla
     """
     options: dict[str, Any] = {
         "recipe": Annotated[
-            str | None, typer.Option("--recipe", metavar="FILE", help="TOML file with any of the options below")
+            str | None,
+            typer.Option(
+                "--recipe", metavar="FILE", help="TOML file with any of the options below"
+            ),
         ]
     }
     for name, field in model.model_fields.items():
@@ -55,7 +58,9 @@ def command_from_fields(model: type[BaseModel], run: Run, *, help: str) -> Calla
     kind = inspect.Parameter.KEYWORD_ONLY
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(name, kind, default=False if name == "as_json" else None, annotation=note)
+            inspect.Parameter(
+                name, kind, default=False if name == "as_json" else None, annotation=note
+            )
             for name, note in options.items()
         ]
     )

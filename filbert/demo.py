@@ -110,7 +110,9 @@ def asset() -> Path:
     """The file of messages that the package carries."""
     path = Path(str(resources.files("filbert") / "assets" / "sms_spam.csv.gz"))
     if not path.is_file():
-        raise FilbertError(f"{path} is missing: the installation of filbert is not whole; reinstall it")
+        raise FilbertError(
+            f"{path} is missing: the installation of filbert is not whole; reinstall it"
+        )
     return path
 
 
@@ -181,7 +183,9 @@ def learn(place: Place, *, retrain: bool) -> Classifier:
     try:
         result = train_classify(options)
     except Interrupted as error:
-        raise Interrupted(f"{error.args[0].partition(';')[0]}; saved. `filbert demo` goes on there") from None
+        raise Interrupted(
+            f"{error.args[0].partition(';')[0]}; saved. `filbert demo` goes on there"
+        ) from None
     show_scores(place)
     say(f"Trained in {result.seconds:.0f} s; curves and mistakes: {place.model / 'report.html'}")
     return load(place.model)
@@ -195,7 +199,9 @@ def split(place: Place) -> dict[str, int]:
     examples = read_examples(
         asset(), text_column="text", label_column="label", problem_type=RECIPE["problem_type"]
     )
-    first = list({text: index for index, text in reversed(list(enumerate(examples.texts)))}.values())
+    first = list(
+        {text: index for index, text in reversed(list(enumerate(examples.texts)))}.values()
+    )
     rest = examples.select(sorted(first))
     sizes = {"all": len(examples), "distinct": len(rest)}
     parts: dict[str, Examples] = {}

@@ -68,10 +68,12 @@ def resolve(
     text = os.fspath(name)
     if text.startswith("hub:"):
         return hub.model_folder(text[4:], revision=revision, weights=weights, known=INSTALLED)
+    if not text.strip():
+        raise UsageError("the name of the model is empty; expected a folder or a hub name")
     path = Path(os.path.expanduser(text))
-    if text.strip() and os.path.isdir(path):
+    if os.path.isdir(path):
         return path
-    if text.strip() and os.path.exists(path):
+    if os.path.exists(path):
         raise UsageError(
             f"{plain(path)} is a file; expected the folder of a model (with config.json)"
         )

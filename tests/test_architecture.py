@@ -233,7 +233,9 @@ def complain_package_root(house: House) -> list[str]:
                 taken = {node.attr}
             for name in sorted(taken - {"__version__"}):
                 if f"filbert.{name}" not in house.sources:
-                    complaints.append(f"{module}:{node.lineno} takes {name} from filbert")
+                    complaints.append(
+                        f"{module}:{getattr(node, 'lineno', 0)} takes {name} from filbert"
+                    )
     return complaints
 
 
@@ -282,13 +284,13 @@ def complain_code(house: House) -> list[str]:
                 safe = isinstance(node.value, ast.Constant) and node.value.value is False
                 what = "" if safe else f"{node.arg}={ast.unparse(node.value)}"
             if what:
-                complaints.append(f"{module}:{node.lineno} uses {what}")
+                complaints.append(f"{module}:{getattr(node, 'lineno', 0)} uses {what}")
     return complaints
 
 
 def aliases(tree: ast.Module) -> dict[str, str]:
     """Local name -> full name, for everything that the file imports."""
-    names = {}
+    names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}

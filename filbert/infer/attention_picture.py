@@ -140,9 +140,7 @@ def _legend(x: float, y: float, note: str) -> list[str]:
 def shade(weight: float) -> str:
     """The colour of a weight in [0, 1]; the square root spreads the small ones apart."""
     mix = max(0.0, min(1.0, weight)) ** 0.5
-    return "#" + "".join(
-        f"{round(a + (b - a) * mix):02x}" for a, b in zip(PALE, DEEP, strict=True)
-    )
+    return "#" + "".join(f"{round(a + (b - a) * mix):02x}" for a, b in zip(PALE, DEEP, strict=True))
 
 
 def width(text: str) -> float:
@@ -161,7 +159,9 @@ def clip(text: str) -> str:
 def clean(text: str) -> str:
     """Escaped for XML, which has no control characters even as references."""
     shown = "".join(
-        c if c >= " " and unicodedata.category(c) not in ("Cc", "Cs", "Cn") else "\N{REPLACEMENT CHARACTER}"
+        c
+        if c >= " " and unicodedata.category(c) not in ("Cc", "Cs", "Cn")
+        else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
     return escape(shown)

@@ -121,7 +121,9 @@ def evaluation_table(result: Mapping[str, Any]) -> RenderableType:
             f"{calibration['ece_before']:.4f} before it, {calibration['ece_after']:.4f} after it"
         )
     if result["worst"]:
-        table = Table("row", "text", "gold", "answer", title="surest mistakes", title_justify="left")
+        table = Table(
+            "row", "text", "gold", "answer", title="surest mistakes", title_justify="left"
+        )
         table.add_column("probability", justify="right")
         for item in result["worst"]:
             text = item["text"] if item["pair"] is None else f"{item['text']} | {item['pair']}"

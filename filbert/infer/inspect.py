@@ -81,9 +81,14 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it."""
         return {
-            **{name: getattr(self, name) for name in ("model", "kind", "text", "pair", "parameters")},
+            **{
+                name: getattr(self, name)
+                for name in ("model", "kind", "text", "pair", "parameters")
+            },
             "tokens": [asdict(token) for token in self.tokens],
-            "stations": [{**asdict(station), "shape": list(station.shape)} for station in self.stations],
+            "stations": [
+                {**asdict(station), "shape": list(station.shape)} for station in self.stations
+            ],
             "attention": {
                 "layer": self.layer,
                 "head": self.head,
@@ -141,11 +146,15 @@ def inspect_text(
         elif pair is not None and not classifier.manifest.pair:
             notes.append("this model was trained on single texts: no prediction for a pair")
         else:
-            prediction = dict(classifier([text] if pair is None else [(text, pair)], all_scores=True)[0])  # type: ignore[index]
+            prediction = dict(
+                classifier([text] if pair is None else [(text, pair)], all_scores=True)[0]
+            )  # type: ignore[index]
     elif kind in ("masked words", "pre-training"):
         prediction = _words(tokenizer, tokens, output)
         if prediction is None:
-            notes.append(f"write {tokenizer.mask_token} in the text to see which words the model puts there")
+            notes.append(
+                f"write {tokenizer.mask_token} in the text to see which words the model puts there"
+            )
         if kind == "pre-training" and pair is not None:
             follows = torch.softmax(output.seq_relationship_logits[0], -1)[0]
             prediction = {**(prediction or {}), "second_text_follows": round(float(follows), 6)}
@@ -217,7 +226,9 @@ def _walk(
 
         return hook
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    hooks = [
+        module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name
+    ]
     try:
         with torch.inference_mode():
             output = model(
@@ -238,9 +249,20 @@ class _Stations:
     """Writes the table of stations from what the hooks saw; shapes are those of one text."""
 
     def __init__(
-        self, model: Any, config: BertConfig, seen: dict[str, Any], inputs: dict[str, Tensor], weights: Tensor
+        self,
+        model: Any,
+        config: BertConfig,
+        seen: dict[str, Any],
+        inputs: dict[str, Tensor],
+        weights: Tensor,
     ) -> None:
-        self.model, self.config, self.seen, self.inputs, self.weights = model, config, seen, inputs, weights
+        self.model, self.config, self.seen, self.inputs, self.weights = (
+            model,
+            config,
+            seen,
+            inputs,
+            weights,
+        )
         self.prefix = "" if isinstance(model, BertModel) else "bert."
         self.modules = dict(model.named_modules())
         self.rows: list[Station] = []
@@ -278,10 +300,14 @@ class _Stations:
         self.module("embeddings.position_embeddings", "E_position[i]", "D19 figure 2")
         self.module("embeddings.token_type_embeddings", "E_segment[s]", "D19 figure 2")
         self.module(
-            "embeddings.LayerNorm", "g (x - mean) / sqrt(var + eps) + b, x = sum of the three", "B16 eq. 4"
+            "embeddings.LayerNorm",
+            "g (x - mean) / sqrt(var + eps) + b, x = sum of the three",
+            "B16 eq. 4",
         )
         if self.config.factorised:
-            self.module("embeddings.embedding_projection", "x W + b", "ALBERT 3.1 (arXiv 1909.11942)")
+            self.module(
+                "embeddings.embedding_projection", "x W + b", "ALBERT 3.1 (arXiv 1909.11942)"
+            )
 
     def layer(self, number: int) -> None:
         config, path = self.config, f"encoder.layer.{number}"
@@ -293,12 +319,20 @@ class _Stations:
                 linear = getattr(attention, part)
                 values = linear(hidden).view(split).transpose(0, 1)  # (heads, tokens, head_size)
                 name = f"{self.prefix}{path}.attention.self.{part}"
-                self.add(name, f"{letter} = H W^{letter} + b, by head", "V17 3.2.2", values.shape, size(linear))
+                self.add(
+                    name,
+                    f"{letter} = H W^{letter} + b, by head",
+                    "V17 3.2.2",
+                    values.shape,
+                    size(linear),
+                )
         place = f"{self.prefix}{path}.attention"
         weights = f"A = softmax(Q K^T / sqrt(d_k)), d_k = {config.head_size}"
         self.add(f"{place} weights", weights, "V17 eq. 1", self.weights.shape, 0)
         self.add(f"{place} heads", "head_i = A V", "V17 eq. 1", (self.weights @ values).shape, 0)
-        self.module(f"{path}.attention.output.dense", "Concat(head_1 ... head_h) W^O + b", "V17 3.2.2")
+        self.module(
+            f"{path}.attention.output.dense", "Concat(head_1 ... head_h) W^O + b", "V17 3.2.2"
+        )
         norm = "LayerNorm(H + MultiHead(H))"
         self.module(f"{path}.attention.output.LayerNorm", norm, "V17 3.1")
         act = config.hidden_act
@@ -312,7 +346,13 @@ class _Stations:
             self.module("pooler", "tanh(W h_[CLS] + b)", "D19 3, C")
         if "classifier" in self.seen:
             classifier = self.modules["classifier"]
-            self.add("classifier", "C W^T + b", "D19 4.1", self.seen["classifier"].shape[1:], size(classifier))
+            self.add(
+                "classifier",
+                "C W^T + b",
+                "D19 4.1",
+                self.seen["classifier"].shape[1:],
+                size(classifier),
+            )
         if "cls.predictions" in self.seen:
             words = self.modules["cls.predictions"]
             tied = self.modules[f"{self.prefix}embeddings.word_embeddings"].weight
@@ -331,7 +371,9 @@ def size(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _words(tokenizer: BertTokenizer, tokens: list[Token], output: Any, count: int = 5) -> dict[str, Any] | None:
+def _words(
+    tokenizer: BertTokenizer, tokens: list[Token], output: Any, count: int = 5
+) -> dict[str, Any] | None:
     """The most probable words at each [MASK]."""
     logits = output.logits if "logits" in output else output.prediction_logits
     masks = [token.position for token in tokens if token.id == tokenizer.mask_token_id]

@@ -78,7 +78,11 @@ def tokens_table(found: Inspection) -> Table:
 def stations_table(found: Inspection) -> Table:
     """One row a step of the forward pass, by part of the model."""
     table = Table(
-        title="stations", title_justify="left", box=SIMPLE_HEAD, caption=SOURCES, caption_justify="left"
+        title="stations",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        caption=SOURCES,
+        caption_justify="left",
     )
     table.add_column("module", no_wrap=True)
     table.add_column(Text("what it computes [source]"), overflow="fold")
@@ -129,7 +133,8 @@ def attention_table(found: Inspection, *, width: int) -> Table:
     for position, row in enumerate(found.attention.tolist()):
         best = sorted(range(len(row)), key=lambda key: -row[key])[:MOST]
         keys = Text("  ").join(
-            Text.assemble((f" {names[key]} ", ink(row[key])), f" {row[key] * 100:.0f}") for key in best
+            Text.assemble((f" {names[key]} ", ink(row[key])), f" {row[key] * 100:.0f}")
+            for key in best
         )
         table.add_row(Text(f"{names[position]} {position:>3}"), Text("  ") + keys)
     return table
@@ -157,7 +162,9 @@ def prediction_lines(found: Inspection) -> list[str]:
     elif "score" in prediction:
         lines.append(f"prediction: {prediction['score']:.4f}")
     scores = prediction.get("scores") or {}
-    lines += [f"  {label}: {score:.4f}" for label, score in sorted(scores.items(), key=lambda x: -x[1])]
+    lines += [
+        f"  {label}: {score:.4f}" for label, score in sorted(scores.items(), key=lambda x: -x[1])
+    ]
     for mask in prediction.get("masks", []):
         words = ", ".join(f"{word['token']} {word['score']:.3f}" for word in mask["words"])
         lines.append(f"prediction at {mask['position']}: {words}")

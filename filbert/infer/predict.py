@@ -55,7 +55,9 @@ def load(
         torch.set_num_threads(threads)
     place = choose_device(device)
     dtype, reason = choose_precision(precision, place)
-    return Classifier(open_bundle(name), device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens)
+    return Classifier(
+        open_bundle(name), device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens
+    )
 
 
 class Classifier:
@@ -118,7 +120,11 @@ class Classifier:
         return answers[0] if single else answers
 
     def stream(
-        self, rows: Iterable[str | tuple[str, str]], *, window: int = WINDOW, all_scores: bool = False
+        self,
+        rows: Iterable[str | tuple[str, str]],
+        *,
+        window: int = WINDOW,
+        all_scores: bool = False,
     ) -> Iterator[Answer]:
         """Answer an endless iterable, in order and in constant memory.
 
@@ -133,7 +139,9 @@ class Classifier:
             yield from self.answers(first, second, all_scores=all_scores)
             start += len(block)
 
-    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
         """The raw outputs of the head, (texts, labels) float32, windows of long texts pooled."""
         blocks = [np.zeros((0, self.model.config.num_labels), np.float32)]
         for start in range(0, len(texts), WINDOW):
@@ -146,7 +154,9 @@ class Classifier:
                 windows=self.manifest.windows,
                 stride=self.manifest.stride,
             )
-            blocks.append(classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens))
+            blocks.append(
+                classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens)
+            )
         return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
     def answers(
@@ -194,7 +204,9 @@ def as_rows(texts: Any, pairs: Any, *, pair_model: bool) -> tuple[list[Any], boo
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | dict):
         raise FilbertError(f"expected a text or a list of texts, got {_shown(texts)}")
     if isinstance(pairs, str):
-        raise FilbertError("pairs is one text but texts is a list; give as many second texts as texts")
+        raise FilbertError(
+            "pairs is one text but texts is a list; give as many second texts as texts"
+        )
     rows = list(texts)
     if pairs is None:
         # To a model of pairs a bare tuple of two texts is one pair: a list of texts means nothing.
@@ -223,11 +235,16 @@ def answer_text(answer: Answer, row: Any = None) -> str:
     """An answer as one line for people, tab-separated; with `row`, the text it belongs to."""
     if "labels" in answer:
         chosen = ", ".join(answer["labels"]) or "(none)"
-        parts = [chosen, ", ".join(f"{label} {score:.4f}" for label, score in answer["scores"].items())]
+        parts = [
+            chosen,
+            ", ".join(f"{label} {score:.4f}" for label, score in answer["scores"].items()),
+        ]
     elif "label" in answer:
         parts = [answer["label"], f"{answer['score']:.4f}"]
         if "scores" in answer:
-            parts.append(", ".join(f"{label} {score:.4f}" for label, score in answer["scores"].items()))
+            parts.append(
+                ", ".join(f"{label} {score:.4f}" for label, score in answer["scores"].items())
+            )
     else:
         parts = [f"{answer['score']:.4f}"]
     if row is not None:

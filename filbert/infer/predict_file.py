@@ -25,7 +25,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from filbert.data.tables import Row, stream_texts
+from filbert.data.examples import stream_texts
+from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.predict import WINDOW, Answer, Classifier, windows
 
@@ -235,7 +236,9 @@ def _begin(
     if target.is_dir():
         raise UsageError(f"{target} is a folder; --out names a file")
     if target.exists() and not overwrite:
-        raise UsageError(f"{target} exists already; name another --out, or --overwrite to replace it")
+        raise UsageError(
+            f"{target} exists already; name another --out, or --overwrite to replace it"
+        )
     if partial.exists() and not resume and not overwrite:
         raise UsageError(
             f"{partial} is there from an unfinished run; --resume goes on with it, "
@@ -293,7 +296,9 @@ def _stamp(source: str | PathLike[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(source: str | PathLike[str], done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+def _progress(
+    source: str | PathLike[str], done: int, shown: bool
+) -> Iterator[Callable[[int], None]]:
     """A function that tells how many rows are answered: a bar on a terminal, else a line a minute."""
     if not shown:
         yield lambda rows: None
@@ -305,7 +310,13 @@ def _progress(source: str | PathLike[str], done: int, shown: bool) -> Iterator[C
 
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         speed = TextColumn("{task.fields[speed]} rows/s")
         columns = (BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())

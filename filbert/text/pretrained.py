@@ -24,6 +24,7 @@ from tokenizers.models import WordPiece
 
 from filbert.atomic import cannot_write, write_file
 from filbert.errors import FilbertError, did_you_mean
+from filbert.layout import plain, strict_json
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ def _from_tokenizer_json(
     try:
         tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
     except Exception as error:  # the library raises Exception itself
-        raise FilbertError(f"{path} is no tokenizer that can be read: {error}") from error
+        raise FilbertError(f"{path} is no tokenizer that can be read: {plain(error)}") from error
     if not isinstance(tokenizer.model, WordPiece):
         raise FilbertError(
             f"{path} holds a {type(tokenizer.model).__name__} tokenizer; BERT's is WordPiece"
@@ -307,12 +308,12 @@ def _probe(tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
 
 def _known(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Settings` that a folder's files decide; everything else in them is ignored."""
-    plain = (*_NORMALIZER, "padding_side", "truncation_side", "clean_up_tokenization_spaces")
-    known = {name: config[name] for name in plain if name in config}
+    names = (*_NORMALIZER, "padding_side", "truncation_side", "clean_up_tokenization_spaces")
+    known = {name: config[name] for name in names if name in config}
     known.update({name: _content(config[name]) for name in SPECIAL if name in config})
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if not isinstance(extra, list | dict):
-        raise FilbertError(f"{folder}: extra_special_tokens: expected a list, not {extra!r}")
+        raise FilbertError(f"{folder}: extra_special_tokens: expected a list, not {plain(extra)}")
     tokens = extra.values() if isinstance(extra, dict) else extra
     known["extra_special_tokens"] = [_content(token) for token in tokens]
     limit = config.get("model_max_length")
@@ -374,11 +375,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise FilbertError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise FilbertError(f"{path} is not valid JSON: {error}") from None
+    content = strict_json(data, what=str(path))
     if not isinstance(content, dict):
         raise FilbertError(f"{path}: expected an object in braces, not {type(content).__name__}")
     return content
@@ -386,4 +386,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _expect(name: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
     if not isinstance(value, kind):
-        raise FilbertError(f"tokenizer option {name}: expected {words}, not {value!r}")
+        raise FilbertError(f"tokenizer option {name}: expected {words}, not {plain(repr(value))}")

@@ -136,9 +136,7 @@ class BertTokenizer:
 
     def _id(self, token: str) -> int:
         index = self._full.token_to_id(token)
-        assert index is not None, (
-            f"{token} is in the vocabulary; build() and read_folder() hold that"
-        )
+        assert index is not None, f"build() and read_folder() hold that {token} is there"
         return index
 
     def __call__(
@@ -404,9 +402,7 @@ class BertTokenizer:
 
     def __repr__(self) -> str:
         case = "uncased" if self.do_lower_case else "cased"
-        return (
-            f"BertTokenizer({len(self)} tokens, {case}, model_max_length={self.model_max_length})"
-        )
+        return f"BertTokenizer({len(self)} tokens, {case}, up to {self.model_max_length} at once)"
 
 
 # The name that transformers had for its Rust tokenizer; here there is no other.

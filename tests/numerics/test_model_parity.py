@@ -232,7 +232,7 @@ def test_real_weights(minilm: Path) -> None:
         got = dict(model.named_parameters())[name].grad
         assert weight.grad is not None and got is not None
         if not name.endswith("self.key.bias"):
-            assert close(got, weight.grad) < 1e-4, name  # gradients at unit rms
+            assert ((got - weight.grad).norm() / weight.grad.norm()).item() < 2e-5, name
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
@@ -246,7 +246,9 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         torch.manual_seed(1)
         grid = batch(config, [7, 7, 3], left=False, seed=0)
         model(**packed(grid)).logits.sum().backward()
-        grads.append(torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None]))
+        grads.append(
+            torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
+        )
     assert torch.equal(grads[0], grads[1])
 
 

@@ -6,8 +6,10 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -281,7 +283,7 @@ def test_a_driver_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     (found,) = doctor.gpu_findings()
     assert found.state == "warn"
     assert "cannot use it" in found.advice
@@ -312,7 +314,7 @@ def test_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     class Usage:
         free = GIB
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     found = files(HF_HOME=str(tmp_path))["model cache"]
     assert found.state == "warn"
     assert "HF_HOME" in found.advice
@@ -333,7 +335,7 @@ def test_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     found = files()["temporary folder"]
     assert found.state == "warn"
     assert "No space left on device" in found.value

@@ -188,7 +188,7 @@ def test_a_stop_between_any_two_steps_leaves_one_whole_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: int, new: int
 ) -> None:
     """The renames and removals of a save are stopped after each one in turn, as a kill would."""
-    steps = [os.replace, Path.unlink]
+    steps: list[Callable[..., Any]] = [os.replace, Path.unlink]
     outcomes = []
     for allowed in range(12):
         folder = tmp_path / str(allowed)
@@ -312,7 +312,8 @@ def test_a_link_out_of_the_folder_is_refused_but_the_hub_cache_is_not(tmp_path: 
     with pytest.raises(FilbertError, match="leads out of its folder"):
         read_weights(folder)
     snapshot = tmp_path / "hub" / "models--a--b" / "snapshots" / ("0" * 40)
-    index = _sharded(snapshot) if snapshot.mkdir(parents=True) is None else {}
+    snapshot.mkdir(parents=True)
+    index = _sharded(snapshot)
     blobs = snapshot.parents[1] / "blobs"
     blobs.mkdir()
     for number, name in enumerate(sorted(set(index["weight_map"].values()))):

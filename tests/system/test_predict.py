@@ -1,0 +1,557 @@
+"""Prediction and evaluation: order, parity with the padded reference, files that stop and go on.
+
+Every expected answer is computed here one text at a time, with the padded written-out attention
+path and numpy; the code under test takes packed batches of many.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from filbert.bundle import open_bundle
+from filbert.errors import FilbertError, UsageError
+from filbert.infer import predict_file as files
+from filbert.infer.evaluate import evaluate, evaluation_table
+from filbert.infer.predict import Classifier, answer_text, load, windows
+from filbert.infer.predict_file import predict_file
+from filbert.model.bert import BertForMaskedLM
+from tests.tiny_bundle import tiny_bundle, tiny_encoder
+
+TEXTS = ["free prize call now", "lunch home", "", "the river bank", "你好世界", "Zebra!", "a " * 9]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "sms")
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Classifier:
+    return load(bundle, device="cpu", precision="float32")
+
+
+def reference_logits(bundle: Path, text: str, pair: str | None = None) -> np.ndarray[Any, Any]:
+    """One text, padded grid of one row, written-out attention."""
+    opened = open_bundle(bundle)
+    opened.model.set_attention("eager")
+    encoding = opened.tokenizer(text, pair, return_tensors="pt")
+    with torch.no_grad():
+        return opened.model(**encoding).logits[0].numpy()
+
+
+def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+def test_answers_equal_the_padded_reference(bundle: Path, classifier: Classifier) -> None:
+    answers = classifier(TEXTS, all_scores=True)
+    assert isinstance(answers, list) and len(answers) == len(TEXTS)
+    for text, answer in zip(TEXTS, answers, strict=True):
+        expected = softmax(reference_logits(bundle, text) / 1.5)  # the bundle's temperature
+        assert answer["label"] == ("ham", "spam")[int(expected.argmax())]
+        assert answer["score"] == pytest.approx(expected.max(), abs=1e-5)
+        assert list(answer["scores"]) == ["ham", "spam"]
+        assert answer["scores"]["spam"] == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_the_form_of_the_answer_follows_the_form_of_the_question(classifier: Classifier) -> None:
+    one = classifier("free prize call now")
+    assert isinstance(one, dict) and set(one) == {"label", "score"}
+    (same,) = classifier(["free prize call now"])  # type: ignore[misc]
+    assert same["score"] == pytest.approx(one["score"], abs=1e-6)
+    assert classifier([]) == []
+    best = classifier("lunch", top_k=1)
+    assert isinstance(best, dict) and list(best["scores"]) == [best["label"]]
+
+
+def test_a_text_alone_equals_itself_among_many(classifier: Classifier) -> None:
+    many = classifier.logits(TEXTS * 5)
+    alone = np.concatenate([classifier.logits([text]) for text in TEXTS])
+    np.testing.assert_allclose(many, np.tile(alone, (5, 1)), atol=1e-5)
+
+
+def test_a_long_text_is_the_mean_of_its_windows(bundle: Path, classifier: Classifier) -> None:
+    words = [f"{'abcdefghij'[i % 10]}" for i in range(90)]  # one token each; 38 fit a window
+    opened = open_bundle(bundle)
+    starts = [0, 30, 60]  # 38 tokens a window, 8 of them shared with the one before
+    expected = np.mean(
+        [reference_logits(bundle, " ".join(words[start : start + 38])) for start in starts], axis=0
+    )
+    assert len(opened.tokenizer(" ".join(words))["input_ids"]) == 92
+    np.testing.assert_allclose(classifier.logits([" ".join(words)])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [(None, "None"), (3, "int 3"), (b"x", "bytes"), (("a", "b"), "one text, got a pair")],
+)
+def test_a_wrong_item_is_named_by_its_place(classifier: Classifier, item: Any, words: str) -> None:
+    with pytest.raises(FilbertError, match="item 2") as caught:
+        classifier(["a", "b", item, "c"])
+    assert words in str(caught.value)
+
+
+def test_wrong_calls_are_told(classifier: Classifier) -> None:
+    for call in (
+        lambda: classifier(5),
+        lambda: classifier({"text": "a"}),
+        lambda: classifier(b"a"),
+    ):  # type: ignore[arg-type]
+        with pytest.raises(FilbertError, match="expected a text or a list of texts"):
+            call()
+    with pytest.raises(FilbertError, match="2 texts but 1 second texts"):
+        classifier(["a", "b"], pairs=["c"])
+    with pytest.raises(UsageError, match="top_k"):
+        classifier("a", top_k=0)
+    with pytest.raises(UsageError, match="batch_tokens"):
+        load("anything", batch_tokens=0)
+
+
+def test_pairs_in_every_form(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "pairs", pair=True)
+    classifier = load(bundle, precision="float32")
+    expected = softmax(reference_logits(bundle, "the bank", "the river") / 1.5).max()
+    forms = [
+        classifier("the bank", "the river"),
+        classifier("the bank", pairs="the river"),
+        classifier(("the bank", "the river")),  # type: ignore[arg-type]
+        classifier(["the bank"], ["the river"])[0],  # type: ignore[index]
+        classifier([("the bank", "the river")])[0],  # type: ignore[index]
+        next(iter(classifier.stream([("the bank", "the river")]))),
+    ]
+    for answer in forms:
+        assert answer["score"] == pytest.approx(expected, abs=1e-5)
+    swapped = softmax(reference_logits(bundle, "the river", "the bank") / 1.5).max()
+    assert abs(swapped - expected) > 1e-4  # the two places are not the same
+    with pytest.raises(FilbertError, match="item 0: this model compares two texts"):
+        classifier(["the bank"])
+    with pytest.raises(FilbertError, match="item 1: expected a text"):
+        classifier([("a", "b"), ("a", None)])  # type: ignore[list-item]
+
+
+def test_several_labels_and_numbers(tmp_path: Path) -> None:
+    labels = ("red", "green", "blue")
+    kind = "multi_label_classification"
+    many = tiny_bundle(
+        tmp_path / "many",
+        labels=labels,
+        problem_type=kind,
+        temperature=2.0,
+        thresholds=[0.0, 1.0, 0.5],
+    )
+    answer = load(many, precision="float32")("the river")
+    chances = 1 / (1 + np.exp(-reference_logits(many, "the river") / 2.0))
+    assert isinstance(answer, dict)
+    assert [answer["scores"][label] for label in labels] == pytest.approx(chances, abs=1e-5)
+    assert answer["labels"][0] == "red" and "green" not in answer["labels"]
+    assert ("blue" in answer["labels"]) == (chances[2] >= 0.5)
+
+    number = tiny_bundle(tmp_path / "number", problem_type="regression")
+    value = load(number, precision="float32")("the river")
+    expected = float(reference_logits(number, "the river")[0])
+    assert value == {"score": pytest.approx(expected, abs=1e-5)}
+    assert load(number).logits([]).shape == (0, 1)
+
+
+def test_a_stream_keeps_order_and_takes_what_it_needs(classifier: Classifier) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        for index in itertools.count():
+            taken += 1
+            yield TEXTS[index % len(TEXTS)]
+
+    first = list(itertools.islice(classifier.stream(endless(), window=64), 100))
+    assert taken <= 100 + 64
+    expected = classifier(TEXTS)
+    assert isinstance(expected, list)
+    for index, answer in enumerate(first):
+        assert answer["score"] == pytest.approx(expected[index % len(TEXTS)]["score"], abs=1e-5)
+    with pytest.raises(FilbertError, match="item 40:"):
+        list(classifier.stream(["a"] * 40 + [None]))  # type: ignore[list-item]
+
+
+def test_windows_grow_to_their_size() -> None:
+    assert [len(block) for block in windows(range(200), 64)] == [16, 32, 64, 64, 24]
+    assert [len(block) for block in windows(range(5), 2)] == [2, 2, 1]
+
+
+def test_threads_get_their_own_answers(classifier: Classifier) -> None:
+    expected = [answer["score"] for answer in classifier(TEXTS)]  # type: ignore[index]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            answer = classifier(TEXTS[index])
+            if abs(answer["score"] - expected[index]) > 1e-5:  # type: ignore[call-overload]
+                wrong.append(TEXTS[index])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(TEXTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_bf16_scores_do_not_tie(bundle: Path, classifier: Classifier) -> None:
+    dtype, half = torch.bfloat16, open_bundle(bundle)
+    classifier16 = Classifier(half, device=torch.device("cpu"), dtype=dtype)
+    texts = [f"{a} {b}" for a in "abcdefghij" for b in "klmnopqrst"]
+    exact, rounded = classifier.logits(texts), classifier16.logits(texts)
+    assert np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 5e-2
+    assert len(np.unique(rounded[:, 0])) > 95  # a bfloat16 head would leave about thirty
+
+
+def test_a_folder_without_a_head_is_told_what_it_is(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path / "mlm", BertForMaskedLM)
+    with pytest.raises(FilbertError, match="BertForMaskedLM, not a classifier.*filbert inspect"):
+        load(folder)
+
+
+def test_a_foreign_folder_without_our_manifest(bundle: Path, classifier: Classifier) -> None:
+    foreign = bundle.parent / "foreign"
+    foreign.mkdir()
+    for path in bundle.iterdir():
+        if path.name != "filbert.json":
+            (foreign / path.name).write_bytes(path.read_bytes())
+    answer = load(foreign, precision="float32")("free prize")
+    expected = softmax(classifier.logits(["free prize"])[0])  # no temperature without a manifest
+    assert isinstance(answer, dict) and answer["score"] == pytest.approx(expected.max(), abs=1e-5)
+
+
+def test_answers_as_text() -> None:
+    assert answer_text({"label": "spam", "score": 0.5}) == "spam\t0.5000"
+    assert answer_text({"label": "spam", "score": 0.5}, ("a", "b")) == "spam\t0.5000\ta | b"
+    assert answer_text({"labels": [], "scores": {"x": 0.25}}, "t") == "(none)\tx 0.2500\tt"
+    assert answer_text({"score": 3.0}) == "3.0000"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    texts = [TEXTS[i % len(TEXTS)] for i in range(100)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
+
+
+def test_a_file_is_answered_in_order(classifier: Classifier, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out.jsonl"
+    report = predict_file(classifier, source, out, window=8)
+    assert (report.rows, report.answered, report.failures) == (100, 100, 0)
+    assert "100 rows" in report.summary(out)
+    rows, expected = rows_of(out), classifier(TEXTS)
+    assert [row["row"] for row in rows] == list(range(1, 101))
+    for index, row in enumerate(rows):
+        right = expected[index % len(TEXTS)]  # type: ignore[index]
+        assert row["label"] == right["label"]
+        assert row["score"] == pytest.approx(right["score"], abs=1e-5)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.jsonl"]
+    with pytest.raises(UsageError, match="exists already.*--overwrite"):
+        predict_file(classifier, source, out)
+    predict_file(classifier, source, out, overwrite=True)
+    assert len(rows_of(out)) == 100
+
+
+def test_csv_in_and_out(classifier: Classifier, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text('id,text\n1,"free, ""prize""\ncall"\n2,lunch\n', "utf-8")
+    predict_file(classifier, source, out, all_scores=True)
+    with open(out, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["row", "label", "score", "score:ham", "score:spam", "error"]
+    assert [row["row"] for row in rows] == ["1", "2"]
+    expected = classifier('free, "prize"\ncall')
+    assert rows[0]["label"] == expected["label"]  # type: ignore[call-overload]
+    assert float(rows[0]["score:ham"]) + float(rows[0]["score:spam"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_rows_without_a_text_are_told_and_the_others_answered(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "a"}\n{"text": null}\n{"text": "b"}\n{"text": 4}\n', "utf-8")
+    report = predict_file(classifier, source, out)
+    rows = rows_of(out)
+    assert (report.failures, report.failed) == (2, [2, 4])
+    assert "2 rows have no usable text and carry an error: 2, 4" in report.summary(out)
+    assert ["error" in row for row in rows] == [False, True, False, True]
+    assert "None" in rows[1]["error"] and "int 4" in rows[3]["error"]
+    assert rows[2]["score"] == pytest.approx(classifier("b")["score"], abs=1e-5)  # type: ignore[call-overload]
+    with pytest.raises(FilbertError, match=r"in\.jsonl: row 2"):
+        predict_file(classifier, source, tmp_path / "strict.jsonl", strict=True)
+    assert not list(tmp_path.glob("strict*"))  # nothing was answered: nothing is left lying about
+
+
+class Stopped(Exception):
+    """What the tests below throw in the middle of a file."""
+
+
+def stop_after(
+    classifier: Classifier, rows: int, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    """Let the classifier raise `error` once it has answered `rows` rows."""
+    answers, done = classifier.answers, 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal done
+        if done >= rows:
+            raise error
+        found = answers(*args, **options)
+        done += len(found)
+        return found
+
+    monkeypatch.setattr(classifier, "answers", counted)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("torn", [b"", b'{"row": 49, "lab', b"49,ha"])
+def test_an_interrupted_file_goes_on(
+    classifier: Classifier,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    torn: bytes,
+) -> None:
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
+    predict_file(classifier, source, whole, window=16)
+    with monkeypatch.context() as patch:
+        stop_after(classifier, 48, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt, match="48 rows are safe.*--resume"):
+            predict_file(classifier, source, out, window=16)
+    partial = tmp_path / f"out{suffix}.partial"
+    assert partial.is_file() and not out.exists()
+    with open(partial, "ab") as file:
+        file.write(torn)  # what a kill in the middle of a write leaves
+    with pytest.raises(UsageError, match="unfinished run; --resume goes on"):
+        predict_file(classifier, source, out, window=16)
+    report = predict_file(classifier, source, out, window=16, resume=True)
+    assert (report.rows, report.answered) == (100, 52)
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("out*")) == [out.name]
+
+
+def test_a_resume_with_another_input_or_model_is_refused(
+    classifier: Classifier, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        stop_after(classifier, 20, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(classifier, source, out, window=16)
+    with pytest.raises(UsageError, match="another options"):
+        predict_file(classifier, source, out, resume=True, all_scores=True)
+    source.write_text(source.read_text("utf-8") + '{"text": "more"}\n', "utf-8")
+    with pytest.raises(UsageError, match="another input file.*--overwrite"):
+        predict_file(classifier, source, out, resume=True)
+    report = predict_file(classifier, source, out, overwrite=True)
+    assert report.answered == 101
+
+
+def test_a_full_disk_keeps_what_was_answered(
+    classifier: Classifier, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        stop_after(classifier, 48, patch, OSError(28, "No space left on device"))
+        with pytest.raises(FilbertError, match="No space left on device; 48 rows are safe"):
+            predict_file(classifier, source, out, window=16)
+    assert predict_file(classifier, source, out, resume=True).answered == 52
+
+
+def test_memory_does_not_grow_with_the_file(classifier: Classifier, tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        source = tmp_path / f"{rows}.txt"
+        source.write_text("free prize call now\n" * rows, "utf-8")
+        tracemalloc.start()
+        predict_file(classifier, source, tmp_path / f"{rows}.jsonl", window=64)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    peak(100)  # first-call allocations
+    assert peak(3000) < peak(300) + 200_000
+
+
+def test_a_missing_column_leaves_nothing_behind(classifier: Classifier, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("id,body\n1,hello\n", "utf-8")
+    with pytest.raises(UsageError, match="bodi"):
+        predict_file(classifier, source, tmp_path / "out.jsonl", text_column="bodi")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv"]
+    predict_file(classifier, source, tmp_path / "out.jsonl", text_column="body")
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2\nhello,world\n", "utf-8")
+    with pytest.raises(UsageError, match="look like pairs.*--text-column"):
+        predict_file(classifier, pairs, tmp_path / "p.jsonl")
+    with pytest.raises(UsageError, match="takes one text, not pairs"):
+        predict_file(classifier, pairs, tmp_path / "p.jsonl", pair_column="sentence2")
+
+
+def test_ctrl_c_in_a_real_process_leaves_a_file_that_goes_on(bundle: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("free prize call now lunch home the river bank\n" * 150_000, "utf-8")
+    command = [
+        *(sys.executable, "-m", "filbert", "predict", str(bundle), "--file", str(source)),
+        *("--out", str(out), "--precision", "float32", "--threads", "1"),
+    ]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    partial = tmp_path / "out.jsonl.partial"
+    limit = time.monotonic() + 120
+    while not (partial.exists() and partial.stat().st_size > 100_000):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in told and "Traceback" not in told
+    kept = len(partial.read_bytes().splitlines())
+    assert 0 < kept < 150_000
+    # the rest would take long: a shorter way to the end is to pretend that most was answered
+    lines = partial.read_bytes().splitlines(keepends=True)
+    last = json.loads(lines[-1])
+    padded = lines + [
+        json.dumps({**last, "row": n}).encode() + b"\n" for n in range(kept + 1, 149_001)
+    ]
+    partial.write_bytes(b"".join(padded))
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "going on after row 149,000" in done.stderr
+    with open(out, encoding="utf-8") as file:
+        assert [json.loads(line)["row"] for line in file] == list(range(1, 150_001))
+
+
+def test_the_progress_bar_counts_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("{}\n" * 7, "utf-8")
+    assert files._count(path) == 7
+    assert files._count(tmp_path / "x.parquet") is None
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+def test_evaluation_by_hand(bundle: Path, tmp_path: Path) -> None:
+    texts = [
+        f"{word} {letter}" for word in ("free", "lunch", "river", "bank") for letter in "abcde"
+    ]
+    labels = ["ham", "spam", "ham", "ham", "spam"] * 4
+    data = tmp_path / "test.csv"
+    body = "".join(f"{label},{text}\n" for label, text in zip(labels, texts, strict=True))
+    data.write_text("label,text\n" + body, "utf-8")
+    result = evaluate(bundle, data, precision="float32")
+
+    logits = np.stack([reference_logits(bundle, text) for text in texts])
+    gold = np.array([("ham", "spam").index(label) for label in labels])
+    chances = np.stack([softmax(row / 1.5) for row in logits])
+    predicted = chances.argmax(1)
+    assert result["rows"] == 20 and result["data"].endswith("test.csv")
+    assert result["scores"]["accuracy"] == pytest.approx((predicted == gold).mean())
+    loss = -np.log(chances[np.arange(20), gold]).mean()
+    assert result["scores"]["loss"] == pytest.approx(loss, abs=1e-5)
+    expected = [[int(((gold == g) & (predicted == p)).sum()) for p in (0, 1)] for g in (0, 1)]
+    assert result["confusion"] == expected
+    calibration = result["calibration"]
+    assert calibration["temperature"] == 1.5
+
+    def error(chances: np.ndarray[Any, Any]) -> float:
+        """Guo et al. 2017, equation 3, 15 bins."""
+        sure, right = chances.max(1), chances.argmax(1) == gold
+        total = 0.0
+        for k in range(15):
+            inside = (sure > k / 15) & (sure <= (k + 1) / 15)
+            if inside.any():
+                total += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
+        return total
+
+    before = np.stack([softmax(row) for row in logits])
+    assert calibration["ece_before"] == pytest.approx(error(before), abs=1e-5)
+    assert calibration["ece_after"] == pytest.approx(error(chances), abs=1e-5)
+    assert result["scores"]["ece"] == pytest.approx(error(chances), abs=1e-5)
+    assert len(result["worst"]) == min(20, int((predicted != gold).sum()))
+    json.dumps(result, allow_nan=False)
+
+    from rich.console import Console
+
+    told = io.StringIO()
+    Console(width=100, file=told).print(evaluation_table(result))
+    assert f"{result['scores']['accuracy']:.4f}" in told.getvalue()
+    assert "temperature 1.500" in told.getvalue()
+
+
+def test_an_unknown_label_is_named(bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "test.csv"
+    data.write_text("label,text\nham,a\nspan,b\nspam,c\n", "utf-8")
+    with pytest.raises(FilbertError, match="'span'.*ham, spam.*Did you mean 'spam'"):
+        evaluate(bundle, data)
+
+
+def test_rows_that_do_not_fit_the_model(bundle: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,label\na,b,ham\nc,d,spam\n", "utf-8")
+    with pytest.raises(FilbertError, match="pairs of texts, but this model takes one"):
+        evaluate(bundle, pairs)
+    other = tiny_bundle(tmp_path / "pairs", pair=True)
+    single = tmp_path / "single.csv"
+    single.write_text("text,label\na,ham\nc,spam\n", "utf-8")
+    with pytest.raises(FilbertError, match="--pair-column"):
+        evaluate(other, single)
+    assert evaluate(other, pairs)["rows"] == 2
+
+
+def test_evaluation_of_numbers_and_of_several_labels(tmp_path: Path) -> None:
+    number = tiny_bundle(tmp_path / "number", problem_type="regression")
+    data = tmp_path / "numbers.csv"
+    texts, gold = ["a", "b c", "river", "bank now"], [1.0, 2.5, 0.5, 4.0]
+    body = "".join(f"{value},{text}\n" for value, text in zip(gold, texts, strict=True))
+    data.write_text("score,text\n" + body, "utf-8")
+    result = evaluate(number, data, label_column="score", precision="float32")
+    values = np.array([reference_logits(number, text)[0] for text in texts])
+    assert result["scores"]["loss"] == pytest.approx(((values - gold) ** 2).mean(), rel=1e-4)
+    assert result["scores"]["pearson"] == pytest.approx(np.corrcoef(values, gold)[0, 1], abs=1e-4)
+    assert result["calibration"] is None
+
+    kind = "multi_label_classification"
+    many = tiny_bundle(tmp_path / "many", labels=("x", "y"), problem_type=kind, temperature=1.0)
+    data = tmp_path / "many.jsonl"
+    rows = [
+        {"text": "a", "labels": ["x"]},
+        {"text": "b", "labels": []},
+        {"text": "c", "labels": ["x", "y"]},
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    result = evaluate(many, data, precision="float32")
+    chances = 1 / (1 + np.exp(-np.stack([reference_logits(many, t) for t in "abc"])))
+    truth = np.array([[1, 0], [0, 0], [1, 1]])
+    hits = int(((chances >= 0.5) & (truth == 1)).sum())
+    wrong = int(((chances >= 0.5) != (truth == 1)).sum())
+    assert result["scores"]["f1_micro"] == pytest.approx(2 * hits / (2 * hits + wrong))
