@@ -40,6 +40,7 @@ class Group:
     """Sequences that one attention call takes together, padded to `length`."""
 
     rows: Tensor | None  # (sequences * length,) token of each cell; None: cells are the tokens
+    members: Tensor | None  # (sequences,) their numbers in the batch; None: all, in order
     sequences: int
     length: int
     mask: Tensor | None  # (sequences, 1, 1, length), None where no sequence is shorter
@@ -47,19 +48,22 @@ class Group:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Tokens of all sequences end to end. `back` finds each token among the cells of the groups."""
+    """Tokens of all sequences end to end. `back` finds each token among the cells of the groups,
+    `back_sequences` each sequence among their members; None where the order is the same."""
 
+    first: Tensor  # (sequences,) place of each sequence's first token
     groups: tuple[Group, ...]
-    back: Tensor | None  # (tokens,); None: the cells are the tokens, in order
+    back: Tensor | None = None  # (tokens,)
+    back_sequences: Tensor | None = None  # (sequences,)
 
 
 def pack_layout(lengths: Tensor) -> PackedLayout:
     """Group packed sequences by length. lengths: (sequences,) int64, on the CPU or a GPU."""
     counts = lengths.tolist()
     device = lengths.device
-    if len(set(counts)) == 1:
-        return PackedLayout((Group(None, len(counts), counts[0], None),), None)
     starts = torch.cumsum(lengths, 0) - lengths  # (sequences,)
+    if len(set(counts)) == 1:
+        return PackedLayout(starts, (Group(None, None, len(counts), counts[0], None),))
     order = sorted(range(len(counts)), key=lambda i: -counts[i])
     groups: list[list[int]] = []
     used = 0
@@ -87,9 +91,9 @@ def pack_layout(lengths: Tensor) -> PackedLayout:
         # a padding cell reads its sequence's first token; the mask hides it
         rows = torch.where(real, rows, starts[index][:, None])
         mask = None if bool(real.all()) else real[:, None, None, :]
-        built.append(Group(rows.reshape(-1), len(members), longest, mask))
+        built.append(Group(rows.reshape(-1), index, len(members), longest, mask))
         offset += rows.numel()
-    return PackedLayout(tuple(built), back)
+    return PackedLayout(starts, tuple(built), back, torch.tensor(order, device=device).argsort())
 
 
 def attention(
@@ -103,8 +107,9 @@ def attention(
     """Scaled dot-product attention.
 
     query, key, value: (batch, length, heads, head_size) with a `PaddedLayout`,
-    (tokens, heads, head_size) with a `PackedLayout`. `dropout` falls on the attention weights, as
-    in the reference. Returns the context, shaped as the query, and on the eager path the weights
+    (tokens, heads, head_size) with a `PackedLayout`, where the query may also be that of each
+    sequence's first token alone, (sequences, heads, head_size). `dropout` falls on the attention
+    weights, as in the reference. Returns the context, shaped as the query, and on the eager path the weights
     after the softmax, before dropout, (batch, heads, length, length).
     """
     if isinstance(layout, PackedLayout):
@@ -143,19 +148,18 @@ def _eager(
 def _packed(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float
 ) -> Tensor:
-    _, heads, size = query.shape
+    heads, size = query.shape[1:]
+    first_only = len(query) != len(key)
     parts = []
     for group in layout.groups:
-        shape = (group.sequences, group.length, heads, size)
+        places = group.members if first_only else group.rows
+        q = query if places is None else query.index_select(0, places)
+        k, v = (x if group.rows is None else x.index_select(0, group.rows) for x in (key, value))
         q, k, v = (
-            (x if group.rows is None else x.index_select(0, group.rows))
-            .reshape(shape)
-            .transpose(1, 2)
-            for x in (query, key, value)
-        )  # (sequences, heads, length, head)
+            x.reshape(group.sequences, -1, heads, size).transpose(1, 2) for x in (q, k, v)
+        )  # (sequences, heads, length, head); the query's length may be 1
         context = _fused(q, k, v, group.mask, dropout)
         parts.append(context.transpose(1, 2).reshape(-1, heads, size))  # (cells, heads, head)
     cells = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return (
-        cells if layout.back is None else cells.index_select(0, layout.back)
-    )  # (tokens, heads, head)
+    back = layout.back_sequences if first_only else layout.back
+    return cells if back is None else cells.index_select(0, back)  # (tokens, heads, head)

@@ -75,7 +75,9 @@ class BertConfig:
     def __post_init__(self) -> None:
         for name in COUNTS:
             value = getattr(self, name)
-            most = 1000 if name == "num_hidden_layers" else 2**31 - 1  # a million would build for ever
+            most = (
+                1000 if name == "num_hidden_layers" else 2**31 - 1
+            )  # a million would build for ever
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
                 raise FilbertError(
                     f"config: {name} must be an integer from 1 to {most}, got {value!r}"

@@ -235,6 +235,16 @@ def test_real_weights(minilm: Path) -> None:
             assert ((got - weight.grad).norm() / weight.grad.norm()).item() < 2e-5, name
 
 
+def test_first_only_equals_the_whole_last_layer() -> None:
+    for lengths in ([3, 9, 1, 30, 7], [4, 4]):
+        config = random_config(11)
+        model = ours.BertModel(config).eval()
+        ends = packed(batch(config, lengths, left=False, seed=1))
+        whole, short = model(**ends), model(**ends, first_only=True)
+        assert short.last_hidden_state.shape == (len(lengths), config.hidden_size)
+        assert close(short.pooler_output, whole.pooler_output) < TOLERANCE
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     """Dropout included: the recomputed layer draws the same mask."""
     config = random_config(5).replace(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)

@@ -25,6 +25,8 @@ def test_packed_equals_each_sequence_alone(counts: list[int]) -> None:
         alone, _ = attention(q[None, own], k[None, own], v[None, own], PaddedLayout(None, "eager"))
         assert (together[own] - alone[0]).abs().max().item() < 1e-5
         start += count
+    asking, _ = attention(q[layout.first], k, v, layout)  # the first tokens' queries alone
+    assert (asking - together[layout.first]).abs().max().item() < 1e-5
     for group in layout.groups:
         if group.mask is not None:
             assert group.mask.float().mean().item() >= 1 - MAX_PADDING - 1e-6
@@ -33,7 +35,8 @@ def test_packed_equals_each_sequence_alone(counts: list[int]) -> None:
 def test_equal_lengths_need_no_copy_and_no_mask() -> None:
     layout = pack_layout(torch.tensor([5, 5, 5]))
     (group,) = layout.groups
-    assert (group.rows, group.mask, layout.back) == (None, None, None)
+    assert (group.rows, group.members, group.mask) == (None, None, None)
+    assert (layout.back, layout.back_sequences) == (None, None)
 
 
 def test_attention_weights_sum_to_one_over_visible_keys() -> None:
