@@ -11,11 +11,12 @@ defect of filbert leaves its traceback in a file (FILBERT_DEBUG=1 shows it at on
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
+from itertools import tee
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
@@ -24,10 +25,12 @@ from filbert import __version__
 from filbert.errors import FilbertError, UsageError
 
 P = ParamSpec("P")
-Panel = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
-app = typer.Typer(help="Train, use and look into BERT models.", add_completion=True, **Panel)
-train = typer.Typer(help="Fine-tune a model on labelled rows.", **Panel)
+make = partial(
+    typer.Typer, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+app = make(help="Train, use and look into BERT models.")
+train = make(help="Fine-tune a model on labelled rows.")
 app.add_typer(train, name="train")
 
 Bundle = Annotated[
@@ -57,7 +60,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn the ways in which a command can end into a message and an exit code."""
 
-    @functools.wraps(command)
+    @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
@@ -137,9 +140,8 @@ def _train_classify(values: dict[str, Any], recipe: str | None, as_json: bool) -
     from filbert.tasks.metrics import score_table
 
     Console().print(score_table(result.scores))
-    print(
-        f"{result.out}: best at step {result.best_step:,} of {result.steps:,}, {result.seconds:.0f} s"
-    )
+    steps = f"best at step {result.best_step:,} of {result.steps:,}"
+    print(f"{result.out}: {steps}, {result.seconds:.0f} s")
     print(f'next: filbert predict {result.out} "a text of yours"')
 
 
@@ -198,7 +200,7 @@ def predict(
         raise UsageError("--out and --resume belong to --file")
     if pair is not None and len(texts or []) != 1:
         raise UsageError("--pair goes with exactly one text")
-    from filbert.infer.predict import answer_text, load
+    from filbert.infer.predict import answer_text, load, typed_rows
 
     classifier = load(
         bundle, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
@@ -222,47 +224,16 @@ def predict(
         )
         print(report.summary(out), file=sys.stderr)
         return
-    rows: Iterable[Any] = texts or _lines(pair_model=classifier.manifest.pair)
+    rows: Iterable[Any] = texts or typed_rows(sys.stdin, pairs=classifier.manifest.pair)
     if pair is not None:
         rows = [(texts[0], pair)] if texts else []
-    kept: list[Any] = []
-
-    def noted() -> Iterator[Any]:
-        for row in rows:
-            kept.append(row)
-            yield row
-
     alone = texts is not None and len(texts) == 1
+    mine, theirs = tee(rows)
     window = 1 if sys.stdin.isatty() else 2048
-    for answer in classifier.stream(noted(), window=window, all_scores=all_scores):
-        row = kept.pop(0)
-        print(
-            json.dumps(answer, ensure_ascii=False)
-            if as_json
-            else answer_text(answer, None if alone else row)
-        )
-
-
-def _lines(*, pair_model: bool) -> Iterator[Any]:
-    """Texts of standard input, one a line; for a model of pairs text<TAB>second text."""
-    if sys.stdin.isatty():
-        what = "text<TAB>second text" if pair_model else "a text"
-        print(f"Type {what} and Enter; Ctrl-D ends.", file=sys.stderr)
-    for number, raw in enumerate(sys.stdin.buffer, start=1):
-        try:
-            line = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise FilbertError(f"standard input, line {number}: not UTF-8") from None
-        if not pair_model:
-            yield line
-            continue
-        first, tab, second = line.partition("\t")
-        if not tab:
-            raise FilbertError(
-                f"standard input, line {number}: this model compares two texts; "
-                "expected text<TAB>second text"
-            )
-        yield first, second
+    answers = classifier.stream(theirs, window=window, all_scores=all_scores)
+    for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
+        shown = json.dumps(answer, ensure_ascii=False)
+        print(shown if as_json else answer_text(answer, None if alone else row))
 
 
 @app.command()

@@ -117,7 +117,7 @@ def asset() -> Path:
 
 
 def belongs(place: Place) -> bool:
-    """Whether the folder was begun by this recipe. Raises `UsageError` for somebody else's folder."""
+    """Whether this recipe began the folder. Raises `UsageError` for somebody else's folder."""
     if place.folder.exists() and not place.folder.is_dir():
         raise UsageError(f"--out {place.folder} is a file; give a folder")
     if not place.folder.is_dir() or not any(place.folder.iterdir()):
@@ -163,8 +163,9 @@ def learn(place: Place, *, retrain: bool) -> Classifier:
     say(
         f"{sizes['all']:,} real text messages, {sizes['distinct']:,} of them distinct, each marked "
         "spam or ham\n(SMS Spam Collection by Almeida and Gómez Hidalgo, CC BY 4.0).\n"
-        f"A small BERT that has read much English ({BASE}) learns from {sizes['train']:,} of them;\n"
-        f"{sizes['dev']:,} choose the best moment to stop, {sizes['test']:,} are kept back for the test."
+        f"A small BERT that has read much English ({BASE}) learns from {sizes['train']:,} of\n"
+        f"them; {sizes['dev']:,} choose the best moment to stop, {sizes['test']:,} are kept back "
+        "for the test."
     )
     from filbert.infer.predict import load
     from filbert.train.loop import Interrupted
@@ -241,7 +242,6 @@ def classify_all(classifier: Classifier, texts: Iterable[str], *, heading: str) 
     say(heading)
     chosen = list(texts)
     answers = classifier(chosen)
-    assert isinstance(answers, list)
     for answer, text in zip(answers, chosen, strict=True):
         say(answer_line(answer, text))
 
@@ -253,7 +253,6 @@ def converse(classifier: Classifier) -> None:
         say("\nNow you: type a message and Enter; an empty line ends.")
     for text in lines(typing):
         answer = classifier(text)
-        assert isinstance(answer, dict)
         say(answer_line(answer, "" if typing else text))
 
 

@@ -113,9 +113,10 @@ def heat_map(
         parts.append("</g>")
     for i, label in enumerate(labels):
         middle = (i + 0.5) * cell
+        lean = f"translate({middle + font * 0.3:g} -8) rotate(-60)"
         parts.append(
             f'<text x="-7" y="{middle + font * 0.35:g}" text-anchor="end">{clean(label)}</text>'
-            f'<text transform="translate({middle + font * 0.3:g} -8) rotate(-60)">{clean(label)}</text>'
+            f'<text transform="{lean}">{clean(label)}</text>'
         )
     parts += ["</g>", *_legend(side, top + grid + 20, note), "</svg>\n"]
     return "\n".join(parts)
@@ -123,16 +124,18 @@ def heat_map(
 
 def _legend(x: float, y: float, note: str) -> list[str]:
     """The scale of shades, whose middle is 25 % (see `shade`), and the note under it."""
+    colours = [shade((i / (SHADES - 1)) ** 2) for i in range(SHADES)]
     swatches = [
-        f'<rect x="{x + i * 8:.1f}" y="{y:.1f}" width="8" height="10" fill="{shade((i / (SHADES - 1)) ** 2)}"/>'
-        for i in range(SHADES)
+        f'<rect x="{x + i * 8:.1f}" y="{y:.1f}" width="8" height="10" fill="{colour}"/>'
+        for i, colour in enumerate(colours)
     ]
     end = x + SHADES * 8
+    middle = f'x="{(x + end) / 2:.1f}" y="{y + 22:.1f}" text-anchor="middle"'
     return [
         *swatches,
         f'<text x="{x - 6:.1f}" y="{y + 9:.1f}" font-size="11" text-anchor="end">0 %</text>',
         f'<text x="{end + 6:.1f}" y="{y + 9:.1f}" font-size="11">100 %</text>',
-        f'<text x="{(x + end) / 2:.1f}" y="{y + 22:.1f}" font-size="11" text-anchor="middle">25 %</text>',
+        f'<text {middle} font-size="11">25 %</text>',
         f'<text x="14" y="{y + 42:.1f}" font-size="11">{clean(note)}</text>',
     ]
 

@@ -47,7 +47,7 @@ def evaluate(
     field's measures as plain numbers, None where undefined), `per_class`, `confusion` (rows gold),
     `calibration` (temperature, expected calibration error before and after it), `worst` (at most
     `worst` mistakes, the surest first), `seconds`. Raises `FilbertError` for a label that the model
-    does not know, for rows that do not fit the model (pairs, label type), and for an unreadable file.
+    does not know, for rows that do not fit it (pairs, label type), and for an unreadable file.
     """
     if worst < 0:
         raise UsageError(f"worst must be 0 or more, got {worst}")
@@ -55,6 +55,7 @@ def evaluate(
         name, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
     )
     manifest = classifier.manifest
+    assert manifest.problem_type is not None  # a classifier has one
     examples = read_examples(
         str(data),
         text_column=text_column,
@@ -117,8 +118,9 @@ def evaluation_table(result: Mapping[str, Any]) -> RenderableType:
     calibration = result["calibration"]
     if calibration:
         parts.append(
-            f"calibration: temperature {calibration['temperature']:.3f}; expected calibration error "
-            f"{calibration['ece_before']:.4f} before it, {calibration['ece_after']:.4f} after it"
+            f"calibration: temperature {calibration['temperature']:.3f}; expected calibration "
+            f"error {calibration['ece_before']:.4f} before it, {calibration['ece_after']:.4f} "
+            "after it"
         )
     if result["worst"]:
         table = Table(

@@ -146,9 +146,7 @@ def inspect_text(
         elif pair is not None and not classifier.manifest.pair:
             notes.append("this model was trained on single texts: no prediction for a pair")
         else:
-            prediction = dict(
-                classifier([text] if pair is None else [(text, pair)], all_scores=True)[0]
-            )  # type: ignore[index]
+            prediction = classifier(text, pair, all_scores=True)
     elif kind in ("masked words", "pre-training"):
         prediction = _words(tokenizer, tokens, output)
         if prediction is None:
@@ -183,9 +181,9 @@ def _within(what: str, number: int, count: int) -> int:
 
 def _kind(config: BertConfig, weights: set[str], *, bundle: bool) -> str:
     """What a folder holds, by its weights: an architecture's name alone promises nothing."""
-    if bundle or {"classifier.weight", "classifier.bias"} <= weights:
-        if "BertForTokenClassification" not in (config.architectures or []):
-            return "classify"
+    of_tokens = "BertForTokenClassification" in (config.architectures or [])
+    if bundle or ({"classifier.weight", "classifier.bias"} <= weights and not of_tokens):
+        return "classify"
     if any(name.startswith("cls.predictions.") for name in weights):
         follows = any(name.startswith("cls.seq_relationship.") for name in weights)
         return "pre-training" if follows else "masked words"
@@ -214,7 +212,7 @@ def _tokens(tokenizer: BertTokenizer, encoding: dict[str, Any]) -> list[Token]:
 def _walk(
     model: Any, config: BertConfig, tokens: list[Token], layer: int, head: int
 ) -> tuple[list[Station], NDArray[np.float32], Any]:
-    """One forward pass with the output of every module kept; returns stations, attention, output."""
+    """A forward pass with the output of every module kept: stations, attention, output."""
     seen: dict[str, Any] = {}
     inputs: dict[str, Tensor] = {}
 

@@ -35,8 +35,8 @@ def show(found: Inspection, console: Console) -> None:
     console.print(Text(title, style="bold"))
     console.print(tokens_table(found))
     console.print(stations_table(found))
-    title = f"attention of layer {found.layer}, head {found.head}: rows are queries, columns keys, in per cent"
-    console.print(Text(title, style="italic"))
+    title = f"attention of layer {found.layer}, head {found.head}"
+    console.print(Text(f"{title}: rows are queries, columns keys, in per cent", style="italic"))
     console.print(attention_table(found, width=console.width))
     for line in prediction_lines(found):
         console.print(Text(line))
@@ -104,7 +104,7 @@ def stations_table(found: Inspection) -> Table:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A module's name as the part that it belongs to and the rest: ("encoder.layer.5", "output.dense")."""
+    """A module's name in two: the part that it belongs to, as `encoder.layer.5`, and the rest."""
     match = re.fullmatch(r"((?:bert\.)?(?:embeddings|encoder\.layer\.[0-9]+))\.(.+)", name)
     return (match[1], match[2]) if match else ("", name)
 
@@ -116,7 +116,7 @@ SOURCES = Text(
 
 
 def attention_table(found: Inspection, *, width: int) -> Table:
-    """Rows are queries, columns keys, cells per cent of the row; narrow windows get the top keys."""
+    """Rows are queries, columns keys, cells per cent of the row; a narrow window: the top keys."""
     table = Table(box=None, padding=(0, 0))
     names = [clip(token.token) for token in found.tokens]
     widest = max(Text(name).cell_len for name in names)

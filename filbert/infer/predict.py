@@ -13,9 +13,10 @@ are those of training (`filbert/tasks/classify.py`). Whole files: `filbert/infer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TextIO, overload
 
 import numpy as np
 import torch
@@ -81,9 +82,9 @@ class Classifier:
         self.tokenizer = bundle.tokenizer
         if not isinstance(bundle.model, BertForSequenceClassification):
             raise FilbertError(
-                f"{bundle.folder} holds a {type(bundle.model).__name__}, not a classifier: it has no "
-                "classification head to predict with. Fine-tune it first (filbert train classify "
-                "--base ...), or look into it with filbert inspect"
+                f"{bundle.folder} holds a {type(bundle.model).__name__}, not a classifier: it has "
+                "no classification head to predict with. Fine-tune it first with filbert train "
+                "classify --base, or look into it with filbert inspect"
             )
         self.model = bundle.model.to(device, dtype).eval()
         if dtype != torch.float32:
@@ -95,13 +96,28 @@ class Classifier:
         self.reason = reason
         self.batch_tokens = batch_tokens
 
+    @overload
     def __call__(
         self,
-        texts: str | Sequence[str] | Sequence[tuple[str, str]],
-        pairs: str | Sequence[str] | None = None,
+        texts: str,
+        pairs: str | None = None,
         *,
         top_k: int | None = None,
         all_scores: bool = False,
+    ) -> Answer: ...
+
+    @overload
+    def __call__(
+        self,
+        texts: list[str] | list[tuple[str, str]],
+        pairs: Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        all_scores: bool = False,
+    ) -> list[Answer]: ...
+
+    def __call__(
+        self, texts: Any, pairs: Any = None, *, top_k: int | None = None, all_scores: bool = False
     ) -> Answer | list[Answer]:
         """Classify one text, or a list of texts or of (text, second text).
 
@@ -219,7 +235,7 @@ def as_rows(texts: Any, pairs: Any, *, pair_model: bool) -> tuple[list[Any], boo
 
 
 def windows(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` rows; the first ones hold 16, 32, 64 ... so that answers begin to flow early."""
+    """Lists of `size` rows; the first hold 16, 32, 64 ... so that answers begin to flow early."""
     block: list[Any] = []
     limit = min(16, size)
     for row in rows:
@@ -229,6 +245,31 @@ def windows(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
             block, limit = [], min(limit * 2, size)
     if block:
         yield block
+
+
+def typed_rows(stream: TextIO, *, pairs: bool) -> Iterator[Any]:
+    """Texts of standard input, one a line; with `pairs` two of them with a tab between.
+
+    Raises `FilbertError` that names the line that is not UTF-8 or no pair.
+    """
+    if stream.isatty():
+        what = "text<TAB>second text" if pairs else "a text"
+        print(f"Type {what} and Enter; Ctrl-D ends.", file=sys.stderr)
+    for number, raw in enumerate(stream.buffer, start=1):
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise FilbertError(f"standard input, line {number}: not UTF-8") from None
+        if not pairs:
+            yield line
+            continue
+        first, tab, second = line.partition("\t")
+        if not tab:
+            raise FilbertError(
+                f"standard input, line {number}: this model compares two texts; "
+                "expected text<TAB>second text"
+            )
+        yield first, second
 
 
 def answer_text(answer: Answer, row: Any = None) -> str:

@@ -1,7 +1,7 @@
 """Predict a whole file: rows in, answers out, in order, in constant memory, and resumable.
 
     filbert predict runs/reviews --file in.jsonl --out out.jsonl
-    filbert predict runs/reviews --file in.jsonl --out out.jsonl --resume      # after an interruption
+    filbert predict runs/reviews --file in.jsonl --out out.jsonl --resume    # go on
 
 Answers go to OUT.partial, one line a row, and the file takes its name when the last row is
 answered. Beside it OUT.partial.json says which input, model and options it belongs to, so that a
@@ -130,12 +130,13 @@ def predict_file(
         _sidecar(partial).unlink(missing_ok=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped; {written:,} rows are safe in {partial}. To go on, repeat the command with --resume"
+            f"stopped; {written:,} rows are safe in {partial}. "
+            "To go on, repeat the command with --resume"
         ) from None
     except OSError as error:
         raise FilbertError(
-            f"{error.filename or partial}: {error.strerror or error}; {written:,} rows are safe there. "
-            "Mend the cause, then repeat the command with --resume"
+            f"{error.filename or partial}: {error.strerror or error}; {written:,} rows are safe "
+            f"in {partial}. Mend the cause, then repeat the command with --resume"
         ) from None
     finally:
         if not written:  # nothing to keep: the next try needs neither --resume nor --overwrite
@@ -147,7 +148,7 @@ def predict_file(
 def _single(
     rows: Iterator[tuple[Row, Any, Any]], source: str | PathLike[str], *, named: bool
 ) -> Iterator[tuple[Row, Any, Any]]:
-    """Rows for a model of single texts; refuses a table of pairs unless the text's column is named."""
+    """Rows for a model of single texts; refuses pairs unless the text's column is named."""
     for row, text, pair in rows:
         if pair is not None and not named:
             raise UsageError(
@@ -252,8 +253,8 @@ def _begin(
         for part, words in (("source", "input file"), ("model", "model"), ("options", "options")):
             if earlier.get(part) != stamp[part]:
                 raise UsageError(
-                    f"{partial} was begun with another {words} ({earlier.get(part)}) than this run's "
-                    f"({stamp[part]}); --overwrite begins anew"
+                    f"{partial} was begun with another {words} ({earlier.get(part)}) than this "
+                    f"run's ({stamp[part]}); --overwrite begins anew"
                 )
         lines = _mend(partial)
         return partial, max(0, lines - 1) if stamp["options"]["csv"] else lines
@@ -299,7 +300,7 @@ def _stamp(source: str | PathLike[str]) -> dict[str, Any]:
 def _progress(
     source: str | PathLike[str], done: int, shown: bool
 ) -> Iterator[Callable[[int], None]]:
-    """A function that tells how many rows are answered: a bar on a terminal, else a line a minute."""
+    """A function that shows how many rows are answered: a bar, or elsewhere a line a minute."""
     if not shown:
         yield lambda rows: None
         return

@@ -79,23 +79,23 @@ def fit(
     a signal, `FilbertError` when a loss is not a number.
     """
     optimizer = AdamW(model, weight_decay=options.weight_decay, layer_decay=options.layer_decay)
-    average = Average(optimizer.slots, options.ema) if options.ema else None
+    average = Average(optimizer, options.ema) if options.ema else None
     progress = Progress()
     if resumed is not None:
         progress = Progress(**resumed.record["progress"])
         optimizer.load(resumed.tensors, progress.step)
         if average is not None:
-            average.values = {name: resumed.tensors[f"average/{name}"] for name in average.values}
+            average.load({n: resumed.tensors[f"average/{n}"] for n in average.weights()})
         tracker.message(f"resumed at step {progress.step} of {plan.total_steps}")
 
     def save_best() -> None:
-        weights = {s.name: average.values[s.name] if average else s.master for s in optimizer.slots}
+        weights = average.weights() if average else optimizer.weights()
         state.save(run, f"best-{progress.best_step:09d}", weights, {})
 
     def save() -> None:
         tensors = optimizer.state()
         if average is not None:
-            tensors |= {f"average/{name}": value for name, value in average.values.items()}
+            tensors |= {f"average/{name}": value for name, value in average.weights().items()}
         progress.seconds = before + time.monotonic() - started
         state.save(run, f"step-{progress.step:09d}", tensors, {"progress": vars(progress)})
         state.prune(run, keep_best=f"best-{progress.best_step:09d}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,140 +19,146 @@ from torch.optim.adamw import adamw
 
 from filbert.train.options import ClassifyOptions
 
-CHUNK = 1 << 19  # elements updated together: their states stay in the processor's cache
+CHUNK = 1 << 20  # elements updated together: their states stay in the processor's cache
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 LAYER = re.compile(r"\.layer\.(\d{1,6})\.")
 
 
 @dataclass
-class Slot:
-    """One weight: its compute copy in the model, its float32 master, its moments."""
+class Group:
+    """Weights with the same decay and the same learning-rate factor, end to end in flat tensors."""
 
-    name: str
-    weight: nn.Parameter
-    master: Tensor
-    first: Tensor  # running mean of gradients
-    second: Tensor  # running mean of their squares
+    names: list[str]
+    weights: list[nn.Parameter]  # views of `compute`
+    compute: Tensor  # (elements,) what the model computes with; in float32, `master` itself
+    master: Tensor  # (elements,) float32
+    first: Tensor  # (elements,) running mean of gradients
+    second: Tensor  # (elements,) running mean of their squares
+    grad: Tensor  # (elements,) gradients of a step, in the compute type
     decay: float
     lr_factor: float
-    gathered: Tensor | None = None  # float32 sum of gradients over accumulated batches
+    gathered: Tensor | None = None  # (elements,) float32 sum over accumulated batches
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The weights of a flat tensor by name, each in its shape."""
+        parts = flat.split([weight.numel() for weight in self.weights])
+        return {
+            name: part.view(weight.shape)
+            for name, part, weight in zip(self.names, parts, self.weights, strict=True)
+        }
 
 
 class AdamW:
-    """Updates a model's weights from their `.grad`."""
+    """Updates a model's weights from their `.grad`. The model's weights become views of flat
+    tensors, so that one pass over memory updates many of them. A weight without a gradient counts
+    as one with a gradient of zero."""
 
     def __init__(self, model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> None:
         self.steps = 0
-        self.slots: list[Slot] = []
-        self._scratch = torch.empty(CHUNK, device=next(model.parameters()).device)
         layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
+        members: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                master = weight.detach().float()  # float32: the weight itself
-                self.slots.append(
-                    Slot(
-                        name, weight, master, torch.zeros_like(master), torch.zeros_like(master),
-                        decay=weight_decay if decays(name) else 0.0,
-                        lr_factor=layer_decay ** depth_below_head(name, layers),
-                    )
-                )  # fmt: skip
+                decay = weight_decay if decays(name) else 0.0
+                factor = layer_decay ** depth_below_head(name, layers)
+                members.setdefault((decay, factor), []).append((name, weight))
+        self.groups: list[Group] = []
+        for (decay, factor), pairs in members.items():
+            names, weights = [name for name, _ in pairs], [weight for _, weight in pairs]
+            compute = torch.cat([weight.detach().reshape(-1) for weight in weights])
+            master = compute.float()  # float32 compute: the same tensor
+            group = Group(
+                names, weights, compute, master, torch.zeros_like(master),
+                torch.zeros_like(master), torch.empty_like(compute), decay, factor,
+            )  # fmt: skip
+            for weight, view in zip(weights, group.views(compute).values(), strict=True):
+                weight.data = view
+            self.groups.append(group)
+        self._scratch = torch.empty(CHUNK, device=self.groups[0].master.device)
 
     def gather(self) -> None:
         """Add the gradients of one batch to the float32 sums, for accumulation over batches."""
-        for slot in self.slots:
-            if slot.weight.grad is not None:
-                if slot.gathered is None:
-                    slot.gathered = torch.zeros_like(slot.master)
-                slot.gathered += slot.weight.grad
-                slot.weight.grad = None
+        for group in self.groups:
+            if group.gathered is None:
+                group.gathered = torch.zeros_like(group.master)
+            group.gathered += self._collect(group)
+
+    def _collect(self, group: Group) -> Tensor:
+        """The gradients end to end; the model's own are let go."""
+        grads = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad
+            for weight in group.weights
+        ]
+        torch.cat([grad.reshape(-1) for grad in grads], out=group.grad)
+        for weight in group.weights:
+            weight.grad = None
+        return group.grad
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
-        """The Euclidean norm of all gradients together."""
+        """Take the model's gradients; return the Euclidean norm of all of them together."""
         total = torch.zeros((), device=self._scratch.device)
-        for slot in self.slots:
-            if (grad := _gradient(slot)) is not None:
-                for part in grad.reshape(-1).split(CHUNK):
-                    part32 = self._float32(part)
-                    total += torch.dot(part32, part32)
+        for group in self.groups:
+            if group.gathered is None:
+                self._collect(group)
+            for part in self._gradient(group).split(CHUNK):
+                part32 = self._float32(part)
+                total += torch.dot(part32, part32)
         return math.sqrt(float(total))
+
+    @torch.no_grad()
+    def step(self, lr: float, *, clip: float, norm: float) -> None:
+        """One update with learning rate `lr` by the gradients that `gradient_norm` took, scaled so
+        that `norm` is at most `clip` (0: no clipping)."""
+        self.steps += 1
+        scale = clip / (norm + 1e-6) if clip and norm > clip else 1.0
+        for group in self.groups:
+            flat = (self._gradient(group), group.master, group.first, group.second, group.compute)
+            for parts in zip(*(tensor.split(CHUNK) for tensor in flat), strict=True):
+                grad, master, first, second, compute = parts
+                grad = self._float32(grad)
+                if scale != 1.0:
+                    grad.mul_(scale)
+                adamw(
+                    [master], [grad], [first], [second], [], [torch.tensor(float(self.steps - 1))],
+                    fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], eps=EPS,
+                    lr=lr * group.lr_factor, weight_decay=group.decay, maximize=False,
+                )  # fmt: skip
+                if compute.dtype != torch.float32:
+                    compute.copy_(master)
+            group.gathered = None
+
+    @staticmethod
+    def _gradient(group: Group) -> Tensor:
+        return group.grad if group.gathered is None else group.gathered
 
     def _float32(self, part: Tensor) -> Tensor:
         """`part` in float32, in memory that is used again and so stays in the cache."""
         return part if part.dtype == torch.float32 else self._scratch[: len(part)].copy_(part)
 
-    @torch.no_grad()
-    def step(self, lr: float, *, clip: float, norm: float) -> None:
-        """One update with learning rate `lr`; gradients are scaled so that `norm` is at most `clip`
-        (0: no clipping). Clears the gradients."""
-        self.steps += 1
-        scale = clip / (norm + 1e-6) if clip and norm > clip else 1.0
-        for slot in self.slots:
-            grad = _gradient(slot)
-            if grad is None:
-                continue
-            flat = [
-                x.view(-1).split(CHUNK)
-                for x in (grad.contiguous(), slot.master, slot.first, slot.second, slot.weight.data)
-            ]
-            for g, master, first, second, weight in zip(*flat, strict=True):
-                g32 = self._float32(g)
-                if scale != 1.0:
-                    g32.mul_(scale)
-                _update(
-                    g32,
-                    master,
-                    first,
-                    second,
-                    lr=lr * slot.lr_factor,
-                    decay=slot.decay,
-                    step=self.steps,
-                )
-                if weight.dtype != torch.float32:
-                    weight.copy_(master)
-            slot.weight.grad = None
-            slot.gathered = None
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 masters by name; views, not copies."""
+        return {name: view for g in self.groups for name, view in g.views(g.master).items()}
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name, for a checkpoint."""
         return {
-            f"{part}/{slot.name}": getattr(slot, part)
-            for slot in self.slots
+            f"{part}/{name}": view
+            for group in self.groups
             for part in ("master", "first", "second")
+            for name, view in group.views(getattr(group, part)).items()
         }
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Take back what `state` gave, and set the model's weights from the masters."""
         self.steps = steps
-        for slot in self.slots:
-            for part in ("master", "first", "second"):
-                getattr(slot, part).copy_(tensors[f"{part}/{slot.name}"])
-            if slot.weight.dtype != torch.float32:
-                slot.weight.data.copy_(slot.master)
-
-
-def _gradient(slot: Slot) -> Tensor | None:
-    return slot.gathered if slot.gathered is not None else slot.weight.grad
-
-
-def _update(
-    grad: Tensor,
-    master: Tensor,
-    first: Tensor,
-    second: Tensor,
-    *,
-    lr: float,
-    decay: float,
-    step: int,
-) -> None:
-    """AdamW, algorithm 2 of the paper, on float32 tensors, in place."""
-    adamw(
-        [master], [grad], [first], [second], [], [torch.tensor(float(step - 1))],
-        fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=decay,
-        eps=EPS, maximize=False,
-    )  # fmt: skip
+        for name, view in self.state().items():
+            view.copy_(tensors[name])
+        for group in self.groups:
+            if group.compute.dtype != torch.float32:
+                group.compute.copy_(group.master)
 
 
 def decays(name: str) -> bool:
@@ -199,26 +205,37 @@ def unused_row_factor(steps: int, *, total: int, options: ClassifyOptions, layer
 class Average:
     """Exponential moving average of the masters (EMA), float32."""
 
-    def __init__(self, slots: Iterable[Slot], decay: float) -> None:
+    def __init__(self, optimizer: AdamW, decay: float) -> None:
         self.decay = decay
-        self.slots = list(slots)
-        self.values = {slot.name: slot.master.clone() for slot in self.slots}
+        self.groups = optimizer.groups
+        self.flat = [group.master.clone() for group in self.groups]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move each average towards its master by 1 - decay."""
-        for slot in self.slots:
-            self.values[slot.name].lerp_(slot.master, 1 - self.decay)
+        for group, average in zip(self.groups, self.flat, strict=True):
+            average.lerp_(group.master, 1 - self.decay)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averages by name; views, not copies."""
+        pairs = zip(self.groups, self.flat, strict=True)
+        return {name: view for g, flat in pairs for name, view in g.views(flat).items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `weights` gave."""
+        for name, view in self.weights().items():
+            view.copy_(tensors[name])
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
         """The averages in the model for the length of a block, then its own weights again."""
         with torch.no_grad():
-            kept = [slot.weight.detach().clone() for slot in self.slots]
-            for slot in self.slots:
-                slot.weight.copy_(self.values[slot.name])
+            kept = [group.compute.clone() for group in self.groups]
+            for group, average in zip(self.groups, self.flat, strict=True):
+                group.compute.copy_(average)
             try:
                 yield
             finally:
-                for slot, weight in zip(self.slots, kept, strict=True):
-                    slot.weight.copy_(weight)
+                for group, own in zip(self.groups, kept, strict=True):
+                    group.compute.copy_(own)

@@ -41,7 +41,7 @@ def texts(draw: np.random.Generator, count: int, vocabulary: int) -> Encoded:
     )
 
 
-@pytest.mark.parametrize("chunk", [7, 1 << 19])
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_equals_torch(monkeypatch: pytest.MonkeyPatch, chunk: int, clip: float) -> None:
     """Twelve float32 steps on a small model, with decay exclusions, clipping and a changing rate."""
@@ -117,7 +117,8 @@ def test_accumulated_batches_equal_one_batch() -> None:
         for part in range(parts):
             rows = slice(part * 4 // parts, (part + 1) * 4 // parts)
             (model(ids[rows], labels=labels[rows]).loss / parts).backward()
-            optimizer.gather()
+            if parts > 1:
+                optimizer.gather()
         optimizer.step(1e-3, clip=0.0, norm=optimizer.gradient_norm())
         results.append(torch.cat([w.detach().flatten() for w in model.parameters()]))
     assert (results[0] - results[1]).abs().max().item() < 1e-6
@@ -131,9 +132,9 @@ def test_bf16_weights_are_rounded_masters() -> None:
     optimizer = AdamW(layer, weight_decay=0.0)
     for _ in range(1000):
         layer.weight.grad = torch.ones_like(layer.weight)
-        optimizer.step(1e-4, clip=0.0, norm=1.0)
+        optimizer.step(1e-4, clip=0.0, norm=optimizer.gradient_norm())
     # a constant gradient moves AdamW by lr a step: 1 - 1000 * 1e-4
-    assert optimizer.slots[0].master.item() == pytest.approx(0.9, abs=1e-4)
+    assert optimizer.weights()["weight"].item() == pytest.approx(0.9, abs=1e-4)
     assert layer.weight.item() == pytest.approx(0.9, abs=4e-3)
 
 
@@ -142,11 +143,11 @@ def test_average_by_hand() -> None:
     with torch.no_grad():
         layer.weight.fill_(1.0)
     optimizer = AdamW(layer, weight_decay=0.0)
-    average = Average(optimizer.slots, 0.75)
+    average = Average(optimizer, 0.75)
     with torch.no_grad():
         layer.weight.fill_(3.0)
     average.update()
-    assert average.values["weight"].item() == pytest.approx(0.75 * 1 + 0.25 * 3)
+    assert average.weights()["weight"].item() == pytest.approx(0.75 * 1 + 0.25 * 3)
     with average.in_model():
         assert layer.weight.item() == pytest.approx(1.5)
     assert layer.weight.item() == 3.0
@@ -168,16 +169,16 @@ def test_trimmed_embedding_equals_the_whole_matrix(ema: float) -> None:
             assert model.bert.embeddings.word_embeddings.num_embeddings < 22
         model.train()
         optimizer = AdamW(model, weight_decay=options.weight_decay)
-        average = Average(optimizer.slots, ema)
+        average = Average(optimizer, ema)
         for step in range(10):
             logits = logits_of(model, encoded.gather(np.arange(6)))
             nn.functional.cross_entropy(logits, torch.arange(6) % 2).backward()
             lr = learning_rate(step, total=10, peak=1e-2, warmup=0.1, schedule="linear")
-            optimizer.step(lr, clip=0.0, norm=0.0)
+            optimizer.step(lr, clip=0.0, norm=optimizer.gradient_norm())
             average.update()
         with torch.no_grad():
-            for slot in optimizer.slots:
-                slot.weight.copy_(average.values[slot.name])
+            for name, weight in model.named_parameters():
+                weight.copy_(average.weights()[name])
         if trimmed is not None:
             trimmed.restore(optim.unused_row_factor(10, total=10, options=options, layers=2))
             assert model.bert.config.vocab_size == 40
