@@ -197,5 +197,5 @@ def check_finite(value: float, step: int, examples: list[str]) -> None:
         shown = ", ".join(examples[:20]) + (" ..." if len(examples) > 20 else "")
         raise FilbertError(
             f"the loss or its gradient became {value} at step {step}; the batch held: {shown}. "
-            "Look at these rows, lower --lr, or try --precision float32. The last checkpoint is whole"
+            "Look at these rows, lower --lr, or try --precision float32. Checkpoints are whole"
         )

@@ -191,7 +191,7 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
 
     def predict(trained: nn.Module, part: Encoded) -> NDArray[np.float32]:
         assert isinstance(trained, BertForSequenceClassification)
-        logits = classify.predict_logits(trained, part, batch_tokens=4 * options.batch_tokens)
+        logits = classify.predict_logits(trained, part, batch_tokens=options.batch_tokens)
         return logits * spread + mean
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
