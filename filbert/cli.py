@@ -200,7 +200,7 @@ def predict(
         raise UsageError("--out and --resume belong to --file")
     if pair is not None and len(texts or []) != 1:
         raise UsageError("--pair goes with exactly one text")
-    from filbert.infer.predict import answer_text, load, typed_rows
+    from filbert.infer.predict import WINDOW, answer_text, load, typed_rows
 
     classifier = load(
         bundle, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
@@ -229,7 +229,7 @@ def predict(
         rows = [(texts[0], pair)] if texts else []
     alone = texts is not None and len(texts) == 1
     mine, theirs = tee(rows)
-    window = 1 if sys.stdin.isatty() else 2048
+    window = 1 if sys.stdin.isatty() else WINDOW
     answers = classifier.stream(theirs, window=window, all_scores=all_scores)
     for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
         shown = json.dumps(answer, ensure_ascii=False)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -247,29 +247,18 @@ def classify_all(classifier: Classifier, texts: Iterable[str], *, heading: str) 
 
 
 def converse(classifier: Classifier) -> None:
-    """Classify what the user types, line by line, until an empty line or the end of input."""
+    """Classify what the user types, line by line; an empty line, Ctrl-C or Ctrl-D ends it."""
     typing = sys.stdin.isatty()
     if typing:
         say("\nNow you: type a message and Enter; an empty line ends.")
-    for text in lines(typing):
-        answer = classifier(text)
-        say(answer_line(answer, "" if typing else text))
-
-
-def lines(typing: bool) -> Iterator[str]:
-    """Messages from standard input; Ctrl-C and Ctrl-D end them like an empty line does."""
-    while True:
-        try:
-            text = input("> " if typing else "")
-        except (EOFError, KeyboardInterrupt):
-            if typing:
-                say("")
-            return
-        except UnicodeDecodeError:
-            raise FilbertError("standard input is not UTF-8 text") from None
-        if not text.strip():
-            return
-        yield text
+    try:
+        while (text := input("> " if typing else "")).strip():
+            say(answer_line(classifier(text), "" if typing else text))
+    except UnicodeDecodeError:
+        raise FilbertError("standard input is not UTF-8 text") from None
+    except (EOFError, KeyboardInterrupt):
+        if typing:
+            say("")
 
 
 def answer_line(answer: dict[str, Any], text: str) -> str:

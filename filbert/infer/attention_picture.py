@@ -107,7 +107,7 @@ def heat_map(
         for y, row in enumerate(weights.tolist()):
             for x, weight in enumerate(row):
                 if round(weight * 100):
-                    colour = ' fill="#fff"' if weight > 0.55 else ""
+                    colour = ' fill="#fff"' if weight > 0.3 else ""
                     at = f'x="{(x + 0.5) * cell:g}" y="{(y + 0.5) * cell + 3.5:g}"'
                     parts.append(f"<text {at}{colour}>{weight * 100:.0f}</text>")
         parts.append("</g>")

@@ -6,7 +6,7 @@
     classify(["Great film.", "Dull."])             # a list of such answers, in order
     classify([("A man eats.", "He is eating.")])   # pairs, for a model that compares two texts
 
-Texts are taken in windows of 2,048, packed by length inside a window and answered in the order in
+Texts are taken in windows of 1,024, packed by length inside a window and answered in the order in
 which they came, so memory does not grow with the number of texts. The encoding and the decoding
 are those of training (`filbert/tasks/classify.py`). Whole files: `filbert/infer/predict_file.py`.
 """
@@ -28,7 +28,7 @@ from filbert.model.bert import BertForSequenceClassification
 from filbert.model.device import choose_device, choose_precision
 from filbert.tasks import classify
 
-WINDOW = 2048
+WINDOW = 1024
 
 Answer = dict[str, Any]
 

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -180,26 +181,27 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert demo.default_folder() == Path.home() / ".cache" / "filbert" / "demo"
 
 
-class Keys:
-    """A terminal on which somebody types, and then presses Ctrl-C or Ctrl-D."""
-
-    def __init__(self, lines: list[str], end: type[BaseException]) -> None:
-        self.lines, self.end = iter(lines), end
-
-    def __call__(self, prompt: str = "") -> str:
-        for line in self.lines:
-            return line
-        raise self.end
-
-
-@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt, None])
 def test_typing_ends_cleanly(
-    monkeypatch: pytest.MonkeyPatch, end: type[BaseException], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    end: type[BaseException] | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("builtins.input", Keys(["one", "two"], end))
-    assert list(demo.lines(True)) == ["one", "two"]
-    monkeypatch.setattr("builtins.input", Keys(["one", " ", "two"], end))
-    assert list(demo.lines(False)) == ["one"]
+    def typed() -> Iterator[str]:
+        yield from ["one", "two"]
+        if end is not None:
+            raise end
+        yield from [" ", "three"]
+
+    lines = typed()
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(lines))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    def classify(text: str) -> dict[str, Any]:
+        return {"label": text, "score": 0.5}
+
+    demo.converse(cast(Any, classify))
+    assert capsys.readouterr().out.split() == ["one", "50.0%", "one", "two", "50.0%", "two"]
 
 
 def test_answers_are_aligned() -> None:
