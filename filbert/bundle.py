@@ -52,10 +52,10 @@ class Manifest(BaseModel):
     ) = None
     labels: list[str] = []
     pair: bool = False
-    max_length: int = Field(512, gt=2)
+    max_length: int = Field(default=512, gt=2)
     windows: bool = True
-    stride: int = Field(64, ge=0)
-    temperature: float = Field(1.0, gt=0)
+    stride: int = Field(default=64, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
     thresholds: list[float] | None = None
     scores: dict[str, float | None] = {}
     provenance: dict[str, Any] = {}

@@ -8,7 +8,7 @@
   Attention runs over groups of sequences of nearly equal length, so that a text never sees
   another and long texts do not pad short ones.
 
-tests/numerics/test_attention.py holds the three to each other.
+tests/unit/model/test_attention.py holds the three to each other.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def attention(
     query, key, value: (batch, length, heads, head_size) with a `PaddedLayout`,
     (tokens, heads, head_size) with a `PackedLayout`, where the query may also be that of each
     sequence's first token alone, (sequences, heads, head_size). `dropout` falls on the attention
-    weights, as in the reference. Returns the context, shaped as the query, and on the eager path the weights
-    after the softmax, before dropout, (batch, heads, length, length).
+    weights, as in the reference. Returns the context, shaped as the query, and on the eager path
+    the weights after the softmax, before dropout, (batch, heads, length, length).
     """
     if isinstance(layout, PackedLayout):
         return _packed(query, key, value, layout, dropout), None

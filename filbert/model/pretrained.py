@@ -1,4 +1,4 @@
-"""What every model shares: from_pretrained, save_pretrained, and the reference's initial weights."""
+"""What every model shares: from_pretrained, save_pretrained, the reference's initial weights."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class PretrainedModel(nn.Module):
                 f"unknown attention path {path!r}; expected one of {', '.join(PATHS)}"
             )
         for module in self.modules():
-            if hasattr(module, "attention_path"):
-                module.attention_path = path
+            if "attention_path" in vars(module):
+                vars(module)["attention_path"] = path
 
     def gradient_checkpointing_enable(self, enabled: bool = True) -> None:
         """Trade compute for memory: each layer is computed again in the backward pass."""
         for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = enabled
+            if "gradient_checkpointing" in vars(module):
+                vars(module)["gradient_checkpointing"] = enabled
 
     @property
     def device(self) -> torch.device:

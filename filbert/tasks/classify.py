@@ -202,6 +202,7 @@ def predict_logits(
 def decode(logits: Floats, manifest: Manifest, *, all_scores: bool = False) -> list[dict[str, Any]]:
     """Answers for people: `{"label", "score"}`; `{"labels", "scores"}` for several labels;
     `{"score"}` for regression. Scores are calibrated probabilities."""
+    assert manifest.problem_type is not None
     if manifest.problem_type == "regression":
         return [{"score": float(value)} for value in logits[:, 0]]
     chances = probabilities(logits, manifest.problem_type, manifest.temperature)

@@ -53,6 +53,17 @@ def main_metric(problem_type: str) -> str:
     return MAIN_METRICS[problem_type]
 
 
+def names_of(problem_type: str, *, binary: bool) -> tuple[str, ...]:
+    """The scores that the functions below give; f1 is only for two classes."""
+    check_problem_type(problem_type)
+    if problem_type == "regression":
+        return ("pearson", "spearman", "mse", "mae")
+    common = ("accuracy", "f1_macro", "f1_micro", "auc", "ece", "log_loss")
+    if problem_type == MULTI:
+        return common
+    return (*common, "mcc", "f1") if binary else (*common, "mcc")
+
+
 def lower_is_better(metric: str) -> bool:
     """True for errors and losses: log_loss, ece, mse, mae, loss."""
     return metric in LOWER_IS_BETTER

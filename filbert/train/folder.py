@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ RUN_FILES = {RECIPE, ENVIRONMENT, SEEDS, "metrics.jsonl", "evaluation.json", "re
 FREE = {"resume", "overwrite", "out", "keep_checkpoints", "tensorboard", "threads", "save_every"}
 
 
-def prepare_folder(out: Path, options: ClassifyOptions) -> None:
-    """Make the folder; refuse to mix two runs. Only a run's own files are ever removed."""
+def check_folder(out: Path, options: ClassifyOptions) -> None:
+    """Refuse to mix two runs, or to write among files that are not of a run. Changes nothing."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
     content = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -49,14 +50,7 @@ def prepare_folder(out: Path, options: ClassifyOptions) -> None:
         raise UsageError(
             f"--out {out} holds files that are not of a filbert run; choose another folder"
         )
-    if options.overwrite and not options.resume:
-        for name in content:
-            known = name in RUN_FILES | BUNDLE_FILES | {"checkpoints"}
-            if not known and not name.startswith(("seed-", "events.out.tfevents.")):
-                continue
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif (out / RECIPE).is_file():
+    if options.resume and (out / RECIPE).is_file():
         before = parse_options(read_recipe(out / RECIPE), source=str(out / RECIPE))
         changed = [
             name
@@ -70,6 +64,15 @@ def prepare_folder(out: Path, options: ClassifyOptions) -> None:
                     f"{n} {getattr(before, n)!r}, now {getattr(options, n)!r}" for n in changed
                 )
             )
+
+
+def claim_folder(out: Path, options: ClassifyOptions) -> None:
+    """Make the folder this run's: clear an older run away, keep the recipe."""
+    if options.overwrite and not options.resume and out.is_dir():
+        for path in out.iterdir():
+            known = path.name in RUN_FILES | BUNDLE_FILES | {"checkpoints", "tensorboard"}
+            if known or path.name.startswith("seed-"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / RECIPE, recipe_text(options))
 
@@ -101,12 +104,24 @@ def environment(device: torch.device, dtype: torch.dtype, reason: str) -> dict[s
 
 
 def record_environment(
-    out: Path, *, device: torch.device, dtype: torch.dtype, reason: str, data: str, resume: bool
+    out: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    reason: str,
+    data: str,
+    resume: bool,
+    warn: Callable[[str], None],
 ) -> None:
     """Write `environment.json`; a resumed run must have the data it was started with."""
     path = out / ENVIRONMENT
     if resume and path.is_file():
-        before = json.loads(path.read_text("utf-8")).get("data_sha256")
+        started = json.loads(path.read_text("utf-8"))
+        before = started.get("data_sha256")
+        for name, now in (("threads", torch.get_num_threads()), ("torch", torch.__version__)):
+            if started.get(name) != now:
+                was = started.get(name)
+                warn(f"resumed with {name} {now}, started with {was}: the last bits may differ")
         if before is not None and before != data:
             raise FilbertError(
                 f"--resume: the rows are not those that {out} was started with (their checksum "

@@ -178,8 +178,8 @@ def fit(
     best = state.read(run / "checkpoints" / f"best-{progress.best_step:09d}")
     model.float()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(best.tensors[name])
+        for name, parameter in model.named_parameters():
+            parameter.copy_(best.tensors[name])
     model.eval()
     return progress
 

@@ -1,4 +1,4 @@
-"""Every option of `filbert train classify`, once: the command line, recipes and run folders share it.
+"""Every option of `filbert train classify`, once: for the command line, recipes and run folders.
 
 A recipe is a TOML file whose keys are these fields; an unknown key is an error that names the
 nearest valid one. Options typed on the command line win over the recipe.

@@ -2,7 +2,7 @@
 
 runs/reviews/   the finished bundle (see filbert.bundle), and beside it
     recipe.toml environment.json   what was asked for and where it ran
-    metrics.jsonl events.*         loss and scores by step
+    metrics.jsonl tensorboard/     loss and scores by step
     evaluation.json report.html    the final scores, and a page to look at
     checkpoints/                   while training lasts
     seed-42/ seed-43/ ...          with --seeds: each run; the best one's bundle is copied up
@@ -37,7 +37,7 @@ from filbert.data.examples import (
     split_holdout,
 )
 from filbert.data.packing import Encoded, Ids
-from filbert.errors import FilbertError
+from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.model.bert import BertForSequenceClassification
 from filbert.model.device import choose_device, choose_precision
 from filbert.sources import resolve
@@ -47,6 +47,7 @@ from filbert.text import BertTokenizer
 from filbert.train import folder, loop, state
 from filbert.train.optim import unused_row_factor
 from filbert.train.options import ClassifyOptions
+from filbert.train.plan import Plan
 from filbert.train.report import write_report
 from filbert.train.track import Tracker
 from filbert.train.trim import TrimmedEmbedding
@@ -97,8 +98,10 @@ def train_classify(options: ClassifyOptions, *, quiet: bool = False) -> TrainRes
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     out = Path(options.out)
-    folder.prepare_folder(out, options)
+    folder.check_folder(out, options)
     data = read_data(options)
+    check_metric(options.metric, data)
+    folder.claim_folder(out, options)
     if options.seeds == 1:
         return run_seed(options, data, out, quiet=quiet)
     results = []
@@ -140,29 +143,49 @@ def read_data(options: ClassifyOptions) -> Data:
     return Data(train, others["dev"], others.get("test"), kind, labels)
 
 
+def check_metric(metric: str | None, data: Data) -> None:
+    """`UsageError` for a score that this kind of label does not have."""
+    binary = len(data.labels) == 2
+    names = {"loss", *metrics.names_of(data.problem_type, binary=binary)}
+    if metric is not None and metric not in names:
+        raise UsageError(
+            f"--metric {metric!r}: for {data.problem_type} there are {', '.join(sorted(names))}."
+            f"{did_you_mean(metric, names)}"
+        )
+
+
 def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) -> TrainResult:
     """One run with one seed."""
     if options.resume and (out / MANIFEST).is_file():
         return finished(out)
+
+    def warn(text: str) -> None:
+        print(text, file=sys.stderr)
+
     started = time.monotonic()
     device = choose_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     folder.record_environment(
-        out, device=device, dtype=dtype, reason=reason, resume=options.resume,
+        out, device=device, dtype=dtype, reason=reason, resume=options.resume, warn=warn,
         data=folder.digest_of_examples(*data.parts),
     )  # fmt: skip
     base = resolve(options.base, revision=options.revision)
     tokenizer = BertTokenizer.from_pretrained(base)
     torch.manual_seed(options.seed)  # decides the new head
-    drop = options.dropout
-    changes = (
-        {} if drop is None else {"hidden_dropout_prob": drop, "attention_probs_dropout_prob": drop}
-    )
+    changes: dict[str, Any] = {}
+    if options.dropout is not None:
+        changes = dict.fromkeys(
+            ("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout
+        )
     model = classify.head(str(base), labels=data.labels, problem_type=data.problem_type, **changes)
     limit = model.config.max_position_embeddings
     max_length = min(options.max_length or limit, limit)
-    stride = min(options.stride, max(0, (max_length - 3) // 2))
-    reading = {"max_length": max_length, "windows": options.windows, "stride": stride}
+    stride = min(options.stride, max(0, (max_length - 4) // 2))
+    reading: dict[str, Any] = {
+        "max_length": max_length,
+        "windows": options.windows,
+        "stride": stride,
+    }
     encoded = [classify.encode(tokenizer, part.texts, part.pairs, **reading) for part in data.parts]
     gold = [
         classify.targets(part.labels or [], data.labels, data.problem_type) for part in data.parts
@@ -203,8 +226,8 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
         return {"loss": float(losses.mean()), **numbers(scores)}
 
     metric = options.metric or metrics.main_metric(data.problem_type)
-    plan = loop.Plan(encoded[0].tokens, options, options.seed)
-    resumed = state.newest(out, warn=lambda text: print(text, file=sys.stderr))
+    plan = Plan(encoded[0].tokens, options, options.seed)
+    resumed = state.newest(out, warn=warn)
     with Tracker(
         out, total_steps=plan.total_steps, tensorboard=options.tensorboard, quiet=quiet,
         resume_step=0 if resumed is None else resumed.record["progress"]["step"],
@@ -312,14 +335,18 @@ def assess(
     )
 
 
-def scale_of(gold: NDArray[np.float32]) -> tuple[float, float]:
+def scale_of(gold: NDArray[Any]) -> tuple[float, float]:
     """Mean and standard deviation of the training values; regression learns the rescaled ones."""
     return float(gold.mean()), float(gold.std()) or 1.0
 
 
 def numbers(scores: dict[str, Any]) -> dict[str, float | None]:
-    """The scores that are numbers, or None where a number is not defined."""
-    return {k: v for k, v in scores.items() if v is None or isinstance(v, int | float)}
+    """The scores that are numbers, or None where one is not defined; not the count of rows."""
+    return {
+        name: value
+        for name, value in scores.items()
+        if name != "rows" and (value is None or isinstance(value, int | float))
+    }
 
 
 def finished(out: Path) -> TrainResult:
@@ -348,7 +375,8 @@ def combine_seeds(options: ClassifyOptions, out: Path, results: list[TrainResult
             }
     best = max(results, key=lambda result: result.gain)
     for name in sorted(
-        folder.BUNDLE_FILES - {MANIFEST} | {"evaluation.json", "report.html", "metrics.jsonl"}
+        folder.BUNDLE_FILES - {MANIFEST}
+        | {"evaluation.json", "report.html", "metrics.jsonl", folder.ENVIRONMENT}
     ):
         if (best.out / name).is_file():
             shutil.copy2(best.out / name, out / name)

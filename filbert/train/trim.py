@@ -5,7 +5,7 @@ zero and only decays it: w <- w * (1 - lr * decay), the same factor for all such
 that occur are trained in a small matrix, the others are multiplied by the product of the factors
 at the end, and the result is that of the whole matrix (up to the rounding of that product). For
 MiniLM on a small data set this halves the weights that each step has to visit.
-tests/numerics/test_trim.py holds it to the whole matrix.
+tests/numerics/test_optim.py holds it to the whole matrix.
 """
 
 from __future__ import annotations
