@@ -11,7 +11,11 @@ from filbert.model.bert import BertForPreTraining
 from filbert.model.config import BertConfig
 from filbert.text import BertTokenizer
 
-WORDS = "good great fine nice superb bad poor awful weak dull film book food hotel show".split()
+WORDS = [
+    *("good", "great", "fine", "nice", "superb"),
+    *("bad", "poor", "awful", "weak", "dull"),
+    *("film", "book", "food", "hotel", "show"),
+]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "the", "was", "a", "##s"]
 
 
@@ -40,7 +44,7 @@ def reviews(path: Path, rows: int, *, seed: int = 0) -> Path:
     for _ in range(rows):
         label = draw.choice(["pos", "neg"])
         mood = draw.choice(WORDS[:5] if label == "pos" else WORDS[5:10])
-        filler = " ".join(draw.choice(WORDS[10:] + ["the", "a"]) for _ in range(draw.randint(1, 9)))
+        filler = " ".join(draw.choice([*WORDS[10:], "the", "a"]) for _ in range(draw.randint(1, 9)))
         lines.append(f"{filler} was {mood},{label}")
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path

@@ -44,7 +44,7 @@ def texts(draw: np.random.Generator, count: int, vocabulary: int) -> Encoded:
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_equals_torch(monkeypatch: pytest.MonkeyPatch, chunk: int, clip: float) -> None:
-    """Twelve float32 steps on a small model, with decay exclusions, clipping and a changing rate."""
+    """Twelve float32 steps of a small model: decay exclusions, clipping, a changing rate."""
     monkeypatch.setattr(optim, "CHUNK", chunk)
     models = []
     for _ in range(2):

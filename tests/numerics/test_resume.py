@@ -202,7 +202,7 @@ def test_resume_refuses_other_settings_and_other_data(place: Path, tmp_path: Pat
     train(**values)
     with pytest.raises(UsageError, match="not empty"):
         train(**values)
-    with pytest.raises(UsageError, match="lr 0.001, now 0.5"):
+    with pytest.raises(UsageError, match=r"lr 0\.001, now 0\.5"):
         train(**{**values, "resume": True, "lr": 0.5})
     finished = train(**{**values, "resume": True})
     assert "finished already" in finished.notes[0]

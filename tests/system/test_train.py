@@ -1,4 +1,4 @@
-"""Whole runs on small data: every kind of label, long texts, seeds, early stopping, other readers."""
+"""Whole runs on small data: every kind of label, long texts, seeds, early stopping, readers."""
 
 from __future__ import annotations
 
