@@ -86,11 +86,7 @@ class Classifier:
                 "no classification head to predict with. Fine-tune it first with filbert train "
                 "classify --base, or look into it with filbert inspect"
             )
-        self.model = bundle.model.to(device, dtype).eval()
-        if dtype != torch.float32:
-            # The head stays exact: half-precision logits tie the scores of like answers.
-            self.model.classifier.float()
-            self.model.classifier.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        self.model = classify.for_inference(bundle.model, device, dtype)
         self.device = device
         self.dtype = dtype
         self.reason = reason

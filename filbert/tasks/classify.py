@@ -187,6 +187,18 @@ def loss(
     )
 
 
+def for_inference(
+    model: BertForSequenceClassification, device: torch.device, dtype: torch.dtype
+) -> BertForSequenceClassification:
+    """Move `model` to where and how it computes answers. The head stays float32: half-precision
+    logits would tie the scores of like answers."""
+    model = model.to(device=device, dtype=dtype).eval()
+    if dtype != torch.float32:
+        model.classifier.float()
+        model.classifier.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model
+
+
 @torch.no_grad()
 def predict_logits(
     model: BertForSequenceClassification, encoded: Encoded, *, batch_tokens: int = 4096

@@ -248,7 +248,8 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
             options=options, names=lambda examples: [data.train.id(int(i)) for i in examples],
             run=out, tracker=tracker, resumed=resumed,
         )  # fmt: skip
-    computing = copy.deepcopy(model).to(dtype)  # the model itself now holds the float32 weights
+    # the model itself now holds the float32 weights; scores are taken as `load` will compute
+    computing = classify.for_inference(copy.deepcopy(model), device, dtype)
     logits = [predict(computing, part) for part in encoded[1:]]
     del computing
     model.cpu()
