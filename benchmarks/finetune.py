@@ -21,10 +21,9 @@ dropout and threads. filbert counts a batch in tokens, not in sentences: its bud
 mean length of a sentence, so an epoch takes (nearly) as many steps in each arm; steps are printed.
 
 "train" is the time from texts in memory to trained weights: tokenising, building the trainer and
-all steps; not start-up, reading and loading the weights. The Trainer's time stops there: it neither
-logs, saves, reports nor evaluates meanwhile, and its dev score is taken afterwards. filbert's time
-holds all that its loop does by itself: its log, a dev score after each epoch and the checkpoint of
-the best one. "process" is the wall time of the whole process, start-up to dev score (and, for
+all steps; not start-up, reading and loading the weights, nor evaluation: the Trainer neither logs,
+saves, reports nor evaluates meanwhile, and its dev score is taken afterwards; of filbert the steps
+are counted, with their log, and not the dev score after the epoch and the checkpoint of the best. "process" is the wall time of the whole process, start-up to dev score (and, for
 filbert, the finished bundle and its report).
 """
 
@@ -137,8 +136,9 @@ def train_with_trainer(job: Job) -> dict[str, Any]:
     seconds = time.perf_counter() - start
 
     dev_texts, dev_labels = read_sst2(job.dev)
-    predictions = trainer.predict(encode(dev_texts, dev_labels)).predictions
-    right = (np.asarray(predictions).argmax(-1) == dev_labels).mean()
+    # Grouped by length, the Trainer predicts in another order than the rows': its labels follow it.
+    told = trainer.predict(encode(dev_texts, dev_labels))
+    right = (np.asarray(told.predictions).argmax(-1) == np.asarray(told.label_ids)).mean()
     return {"train_seconds": seconds, "steps": output.global_step, "accuracy": float(right)}
 
 
@@ -162,9 +162,9 @@ def train_with_filbert(job: Job) -> dict[str, Any]:
         "precision": "float32" if job.arm == "filbert-float32" else "auto",
     }
     result = train_classify(parse_options(values, source=__file__), quiet=True)
-    # The bundle tells the time of the loop; that of tokenising is taken by doing it once more.
+    # The bundle tells the time of the steps; that of tokenising is taken by doing it once more.
     bundle = json.loads((Path(job.out) / "filbert.json").read_text(encoding="utf-8"))
-    loop = bundle["provenance"]["seconds"]
+    loop = bundle["provenance"]["step_seconds"]
     texts, _ = read_sst2(job.train, job.rows)
     start = time.perf_counter()
     tokenizer = BertTokenizer.from_pretrained(job.base)

@@ -270,7 +270,8 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
     manifest.scores = numbers(record["scores"])
     manifest.provenance |= {
         "base_sha256": digest_of(base), "steps": progress.step, "best_step": progress.best_step,
-        "seconds": round(progress.seconds, 1), "gain": progress.best_value,
+        "seconds": round(progress.seconds, 1),
+        "step_seconds": round(progress.step_seconds, 1), "gain": progress.best_value,
     }  # fmt: skip
     write_file(out / "evaluation.json", json.dumps(record, ensure_ascii=False) + "\n")
     save_bundle(out, model=model, tokenizer=tokenizer, manifest=manifest)
