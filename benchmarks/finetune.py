@@ -23,8 +23,9 @@ mean length of a sentence, so an epoch takes (nearly) as many steps in each arm;
 "train" is the time from texts in memory to trained weights: tokenising, building the trainer and
 all steps; not start-up, reading and loading the weights, nor evaluation: the Trainer neither logs,
 saves, reports nor evaluates meanwhile, and its dev score is taken afterwards; of filbert the steps
-are counted, with their log, and not the dev score after the epoch and the checkpoint of the best. "process" is the wall time of the whole process, start-up to dev score (and, for
-filbert, the finished bundle and its report).
+are counted, with their log, and not the dev score after the epoch and the checkpoint of the best.
+"process" is the wall time of the whole process, start-up to dev score (and, for filbert, the
+finished bundle and its report).
 """
 
 from __future__ import annotations

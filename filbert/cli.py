@@ -140,9 +140,7 @@ def _train_classify(values: dict[str, Any], recipe: str | None, as_json: bool) -
     from filbert.tasks.metrics import score_table
 
     if len(result.seeds) > 1:
-        print(
-            f"mean of {len(result.seeds)} seeds (each, deviation and best: {result.out}/seeds.json):"
-        )
+        print(f"mean of {len(result.seeds)} seeds; each of them: {result.out}/seeds.json")
     Console().print(score_table(result.scores))
     steps = f"best at step {result.best_step:,} of {result.steps:,}"
     print(f"{result.out}: {steps}, {result.seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""Folders go both ways: what we save, others open unchanged, and the reverse, with equal outputs."""
+"""Folders go both ways: others open what we save, and the reverse, with equal outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = ["the film was superb", "a book", "good food and a weak hotel show was b
 
 
 def mean_vectors(model: BertModel, tokenizer: BertTokenizer) -> Tensor:
-    """Mean over the real tokens, length one: what MiniLM's folder asks sentence-transformers for."""
+    """Mean over the real tokens, length one: what MiniLM's folder asks for."""
     grid = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(**grid).last_hidden_state
