@@ -4,9 +4,8 @@
 
 - `eager`: written out, the reference; the only path that also returns the attention weights.
 - `sdpa`: PyTorch's fused kernel on padded batches.
-- `packed`: tokens of all sequences lie end to end; no padding token exists in any linear layer.
-  Attention runs over groups of sequences of nearly equal length, so that a text never sees
-  another and long texts do not pad short ones.
+- `packed`: tokens of all sequences lie end to end; no padding token exists anywhere. Sequences of
+  equal length that stand side by side share a call of the kernel; a text never sees another.
 
 tests/unit/model/test_attention.py holds the three to each other.
 """
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ from torch import Tensor
 from filbert.model.dropout import dropout as drop
 
 PATHS = ("packed", "sdpa", "eager")
-MAX_PADDING = 0.25  # a group of packed sequences may hold this share of padding, in attention only
 
 
 @dataclass(frozen=True)
@@ -36,64 +35,21 @@ class PaddedLayout:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Sequences that one attention call takes together, padded to `length`."""
-
-    rows: Tensor | None  # (sequences * length,) token of each cell; None: cells are the tokens
-    members: Tensor | None  # (sequences,) their numbers in the batch; None: all, in order
-    sequences: int
-    length: int
-    mask: Tensor | None  # (sequences, 1, 1, length), None where no sequence is shorter
-
-
-@dataclass(frozen=True)
 class PackedLayout:
-    """Tokens of all sequences end to end. `back` finds each token among the cells of the groups,
-    `back_sequences` each sequence among their members; None where the order is the same."""
+    """Tokens of all sequences end to end, as runs of sequences of equal length."""
 
     first: Tensor  # (sequences,) place of each sequence's first token
-    groups: tuple[Group, ...]
-    back: Tensor | None = None  # (tokens,)
-    back_sequences: Tensor | None = None  # (sequences,)
+    runs: tuple[tuple[int, int], ...]  # (number of sequences, their length) of each run, in order
 
 
 def pack_layout(lengths: Tensor) -> PackedLayout:
-    """Group packed sequences by length. lengths: (sequences,) int64, on the CPU or a GPU."""
-    counts = lengths.tolist()
-    device = lengths.device
-    starts = torch.cumsum(lengths, 0) - lengths  # (sequences,)
-    if len(set(counts)) == 1:
-        return PackedLayout(starts, (Group(None, None, len(counts), counts[0], None),))
-    order = sorted(range(len(counts)), key=lambda i: -counts[i])
-    groups: list[list[int]] = []
-    used = 0
-    for i in order:  # longest first: a group takes shorter ones while its padding stays small
-        if groups:
-            first = counts[groups[-1][0]]
-            cells = first * (len(groups[-1]) + 1)
-            if cells - used - counts[i] <= MAX_PADDING * cells:
-                groups[-1].append(i)
-                used += counts[i]
-                continue
-        groups.append([i])
-        used = counts[i]
-    built: list[Group] = []
-    back = torch.empty(sum(counts), dtype=torch.int64, device=device)
-    offset = 0
-    for members in groups:
-        index = torch.tensor(members, device=device)
-        longest = counts[members[0]]
-        place = torch.arange(longest, device=device)
-        real = place[None, :] < lengths[index][:, None]  # (sequences, longest)
-        rows = starts[index][:, None] + place[None, :]
-        cells = offset + torch.arange(rows.numel(), device=device).view_as(rows)
-        back[rows[real]] = cells[real]
-        # a padding cell reads its sequence's first token; the mask hides it
-        rows = torch.where(real, rows, starts[index][:, None])
-        mask = None if bool(real.all()) else real[:, None, None, :]
-        built.append(Group(rows.reshape(-1), index, len(members), longest, mask))
-        offset += rows.numel()
-    return PackedLayout(starts, tuple(built), back, torch.tensor(order, device=device).argsort())
+    """Find the runs of equal lengths. lengths: (sequences,) int64, on the CPU or a GPU.
+
+    Every run is one call of the kernel: a batch that is sorted by length, as `plan_epoch` and
+    `plan_once` make them, has few.
+    """
+    runs = tuple((len(list(run)), length) for length, run in groupby(lengths.tolist()))
+    return PackedLayout(torch.cumsum(lengths, 0) - lengths, runs)
 
 
 def attention(
@@ -149,17 +105,15 @@ def _packed(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float
 ) -> Tensor:
     heads, size = query.shape[1:]
+    tokens = [sequences * length for sequences, length in layout.runs]
     first_only = len(query) != len(key)
+    asking = [sequences for sequences, _ in layout.runs] if first_only else tokens
     parts = []
-    for group in layout.groups:
-        places = group.members if first_only else group.rows
-        q = query if places is None else query.index_select(0, places)
-        k, v = (x if group.rows is None else x.index_select(0, group.rows) for x in (key, value))
-        q, k, v = (
-            x.reshape(group.sequences, -1, heads, size).transpose(1, 2) for x in (q, k, v)
-        )  # (sequences, heads, length, head); the query's length may be 1
-        context = _fused(q, k, v, group.mask, dropout)
-        parts.append(context.transpose(1, 2).reshape(-1, heads, size))  # (cells, heads, head)
-    cells = parts[0] if len(parts) == 1 else torch.cat(parts)
-    back = layout.back_sequences if first_only else layout.back
-    return cells if back is None else cells.index_select(0, back)  # (tokens, heads, head)
+    for (sequences, _), *qkv in zip(
+        layout.runs, query.split(asking), key.split(tokens), value.split(tokens), strict=True
+    ):
+        q, k, v = (x.unflatten(0, (sequences, -1)).transpose(1, 2) for x in qkv)
+        # each (sequences, heads, length, head), no copy; the query's length may be 1
+        context = _fused(q, k, v, None, dropout)
+        parts.append(context.transpose(1, 2).reshape(-1, heads, size))  # (tokens, heads, head)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -41,9 +41,8 @@ def test_plan_is_a_function_of_seed_and_epoch() -> None:
 def test_buckets_hold_nearly_equal_lengths_in_shuffled_order() -> None:
     tokens = np.random.default_rng(0).integers(3, 60, 20_000)
     plan = plan_epoch(tokens, batch_tokens=1000, batch_size=None, seed=0, epoch=0)
+    assert np.mean([len(set(tokens[b].tolist())) for b in plan]) < 1.3  # runs for the attention
     longest = np.array([tokens[b].max() for b in plan])
-    cells = sum(len(b) * int(tokens[b].max()) for b in plan)
-    assert cells / tokens.sum() < 1.01  # a padded grid of these batches would waste under 1 %
     assert abs(np.corrcoef(np.arange(len(plan)), longest)[0, 1]) < 0.1  # not short to long
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filbert.model.attention import MAX_PADDING, PaddedLayout, attention, pack_layout
+from filbert.model.attention import PaddedLayout, attention, pack_layout
 from filbert.model.dropout import dropout, keep_mask
 
 
@@ -27,16 +27,13 @@ def test_packed_equals_each_sequence_alone(counts: list[int]) -> None:
         start += count
     asking, _ = attention(q[layout.first], k, v, layout)  # the first tokens' queries alone
     assert (asking - together[layout.first]).abs().max().item() < 1e-5
-    for group in layout.groups:
-        if group.mask is not None:
-            assert group.mask.float().mean().item() >= 1 - MAX_PADDING - 1e-6
+    assert [n for run in layout.runs for n in [run[1]] * run[0]] == counts
 
 
-def test_equal_lengths_need_no_copy_and_no_mask() -> None:
-    layout = pack_layout(torch.tensor([5, 5, 5]))
-    (group,) = layout.groups
-    assert (group.rows, group.members, group.mask) == (None, None, None)
-    assert (layout.back, layout.back_sequences) == (None, None)
+def test_runs_by_hand() -> None:
+    layout = pack_layout(torch.tensor([5, 5, 5, 2, 5]))
+    assert layout.runs == ((3, 5), (1, 2), (1, 5))
+    assert layout.first.tolist() == [0, 5, 10, 15, 17]
 
 
 def test_attention_weights_sum_to_one_over_visible_keys() -> None:
