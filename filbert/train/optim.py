@@ -120,8 +120,10 @@ class AdamW:
                 grad = self._float32(grad)
                 if scale != 1.0:
                     grad.mul_(scale)
+                # counts itself up by one: a new one for each call
+                done = torch.tensor(float(self.steps - 1), device=master.device)
                 adamw(
-                    [master], [grad], [first], [second], [], [torch.tensor(float(self.steps - 1))],
+                    [master], [grad], [first], [second], [], [done],
                     fused=True, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], eps=EPS,
                     lr=lr * group.lr_factor, weight_decay=group.decay, maximize=False,
                 )  # fmt: skip
