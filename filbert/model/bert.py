@@ -370,22 +370,16 @@ class BertForPreTraining(PretrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        *inputs: Tensor,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
         **options: Any,
     ) -> ModelOutput:
-        """`labels`: shaped as `input_ids`, -100 where nothing is predicted; `next_sentence_label`:
-        (sequences,), 0 where B follows A, 1 where it does not. Returns `loss` (sum of the two
-        means) if both are given, `prediction_logits` (..., vocabulary), `seq_relationship_logits`
-        (sequences, 2)."""
-        out = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options
-        )
+        """Takes what `BertModel.forward` takes, and `labels`, shaped as `input_ids`, -100 where
+        nothing is predicted; `next_sentence_label`: (sequences,), 0 where B follows A, else 1.
+        Returns `loss` (sum of the two means) if both are given, `prediction_logits`
+        (..., vocabulary), `seq_relationship_logits` (sequences, 2)."""
+        out = self.bert(*inputs, **options)
         words = self.cls.predictions(out.last_hidden_state)
         follows = self.cls.seq_relationship(out.pooler_output)
         loss = None
@@ -415,21 +409,10 @@ class BertForMaskedLM(PretrainedModel):
         """One matrix for reading words and for predicting them."""
         self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> ModelOutput:
-        """`labels`: shaped as `input_ids`, -100 where nothing is predicted. Returns `loss` if they
-        are given, `logits` (..., vocabulary)."""
-        out = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **options
-        )
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **options: Any) -> ModelOutput:
+        """Takes what `BertModel.forward` takes, and `labels`, shaped as `input_ids`, -100 where
+        nothing is predicted. Returns `loss` if they are given, `logits` (..., vocabulary)."""
+        out = self.bert(*inputs, **options)
         logits = self.cls.predictions(out.last_hidden_state)
         return ModelOutput(
             loss=None if labels is None else _token_loss(logits, labels),
@@ -450,23 +433,12 @@ class BertForSequenceClassification(PretrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.initialise()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> ModelOutput:
-        """`labels`: (sequences,) int64 classes; (sequences, labels) 0/1 for several labels;
-        (sequences,) float for regression (`config.problem_type` decides, else the labels' type).
-        Returns `loss` if they are given, `logits` (sequences, labels)."""
-        out = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            first_only=True, **options,
-        )  # fmt: skip
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **options: Any) -> ModelOutput:
+        """Takes what `BertModel.forward` takes, and `labels`: (sequences,) int64 classes;
+        (sequences, labels) 0/1 for several labels; (sequences,) float for regression
+        (`config.problem_type` decides, else the labels' type). Returns `loss` if they are given,
+        `logits` (sequences, labels)."""
+        out = self.bert(*inputs, first_only=True, **options)
         logits = self.classifier(
             dropout(out.pooler_output, self.dropout_prob if self.training else 0.0)
         )
