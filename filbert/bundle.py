@@ -26,7 +26,7 @@ from filbert.model.bert import (
     BertForSequenceClassification,
     BertModel,
 )
-from filbert.model.config import read_config
+from filbert.model.config import BertConfig, read_config
 from filbert.model.pretrained import PretrainedModel
 from filbert.sources import resolve
 from filbert.text import BertTokenizer
@@ -43,7 +43,7 @@ ARCHITECTURES: dict[str, tuple[str, type[PretrainedModel]]] = {
 class Manifest(BaseModel):
     """The content of `filbert.json`: what `config.json` cannot say. A closed schema."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     format: Literal[1] = 1
     task: Literal["classify", "fill", "pretrain", "encode"]
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
     max_length: int = Field(default=512, gt=2)
     windows: bool = True
     stride: int = Field(default=64, ge=0)
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     thresholds: list[float] | None = None
     scores: dict[str, float | None] = {}
     provenance: dict[str, Any] = {}
@@ -82,12 +82,18 @@ def open_bundle(name: str | PathLike[str], *, revision: str | None = None) -> Bu
     _, architecture = _architecture(config.architectures)
     model = architecture.from_pretrained(folder)
     tokenizer = BertTokenizer.from_pretrained(folder)
-    if len(tokenizer) > config.vocab_size:
-        raise FilbertError(
-            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but the model's embedding has "
-            f"{config.vocab_size}; the two do not belong together"
-        )
+    check_tokenizer(tokenizer, config, source=str(folder))
     return Bundle(folder, manifest, model, tokenizer)
+
+
+def check_tokenizer(tokenizer: BertTokenizer, config: BertConfig, *, source: str) -> None:
+    """Raise `FilbertError` if the tokenizer gives ids that the embedding does not have."""
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= config.vocab_size:
+        raise FilbertError(
+            f"{source}: the tokenizer gives ids up to {highest} but the model's embedding has "
+            f"{config.vocab_size} rows; the two do not belong together"
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -116,7 +122,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise FilbertError(f"{path}: '{where}': {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise FilbertError(f"{path} is not valid JSON: {error}") from None
-    count = max(1, len(manifest.labels))
+    if manifest.task != task:
+        raise FilbertError(f"{path}: task {manifest.task!r}, but config.json says {task!r}")
+    labels, problem = manifest.labels, manifest.problem_type
+    if task == "classify" and (problem is None or (problem == "regression") != (not labels)):
+        raise FilbertError(
+            f"{path}: problem_type {problem!r} with {len(labels)} labels; a regression has none, any "
+            "other kind has its labels listed"
+        )
+    if len(set(labels)) != len(labels):
+        raise FilbertError(f"{path}: a label stands twice among {', '.join(labels[:20])}")
+    count = max(1, len(labels))
     if manifest.task == "classify" and count != config.num_labels:
         raise FilbertError(
             f"{folder}: {MANIFEST} has {count} labels and config.json {config.num_labels}; "

@@ -246,10 +246,12 @@ class BertModel(PretrainedModel):
         shape, device = words.shape[:-1], words.device
         layout: Layout
         if lengths is not None:
-            if len(shape) != 1 or int(lengths.sum()) != shape[0] or output_attentions:
+            whole = len(shape) == 1 and int(lengths.sum()) == shape[0] and int(lengths.min()) > 0
+            if not whole or output_attentions or attention_mask is not None:
                 raise FilbertError(
-                    "a packed batch is input_ids (tokens,) and lengths that sum to tokens, without "
-                    f"output_attentions; got {tuple(shape)} and lengths of sum {int(lengths.sum())}"
+                    "a packed batch is input_ids (tokens,) and positive lengths that sum to "
+                    "tokens, without attention_mask and output_attentions; got "
+                    f"{tuple(shape)} and lengths of sum {int(lengths.sum())}"
                 )
             layout = pack_layout(lengths)
             longest = int(lengths.max())
@@ -269,6 +271,13 @@ class BertModel(PretrainedModel):
                 f"a text of {longest} tokens; this model takes at most "
                 f"{self.config.max_position_embeddings}: tokenize with truncation=True or windows"
             )
+        for given in (token_type_ids, position_ids):
+            one_for_all = given is not None and given.dim() == 2 and given.shape == (1, shape[-1])
+            if given is not None and given.shape != shape and not one_for_all:
+                raise FilbertError(
+                    f"token_type_ids and position_ids must be shaped as input_ids, "
+                    f"{tuple(shape)}; got {tuple(given.shape)}"
+                )
         if token_type_ids is None:
             token_type_ids = torch.zeros(shape, dtype=torch.int64, device=device)
         position_ids = places if position_ids is None else position_ids

@@ -22,7 +22,7 @@ def keep_mask(like: Tensor, prob: float) -> Tensor:
     seed = int(torch.randint(2**62, (), dtype=torch.int64))
     words = np.random.SFC64(seed).random_raw((count + 3) // 4)  # 4 elements from each 64 bits
     bits = torch.from_numpy(words.view(np.int16)[:count]).view(like.shape)
-    dropped = round(prob * 65536)  # of the 65,536 values, this many mean zero
+    dropped = min(round(prob * 65536), 65535)  # of the 65,536 values, this many mean zero
     kept = bits >= dropped - 32768
     return kept.to(like.dtype).mul_(65536 / (65536 - dropped))
 

@@ -103,10 +103,12 @@ class PretrainedModel(nn.Module):
         config = read_config(folder) if config is None else config
         if changes:
             config = config.replace(**changes)
+        tensors = read_weights(folder)
+        check_sizes(config, tensors, source=str(name))  # before memory is taken for them
         model = cls(config)
         report = load_into(
             model,
-            read_weights(folder),
+            tensors,
             source=str(name),
             may_be_missing=HEADS,
             ignore_unexpected=HEADS,
@@ -134,3 +136,30 @@ class PretrainedModel(nn.Module):
 
 ENCODER = ("bert.embeddings.", "bert.encoder.", "embeddings.", "encoder.")
 HEADS = ("classifier.", "cls.", "bert.pooler.", "pooler.", "qa_outputs.")
+
+
+def check_sizes(config: BertConfig, tensors: dict[str, torch.Tensor], *, source: str) -> None:
+    """Raise `FilbertError` where the configuration asks for another size than the weights have, so
+    that a wrong number in a file is told instead of filling the memory."""
+    width, hidden = config.embedding_size or config.hidden_size, config.hidden_size
+    expected = {
+        "embeddings.word_embeddings.weight": (config.vocab_size, width),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, width),
+        "embeddings.token_type_embeddings.weight": (config.type_vocab_size, width),
+        "layer.0.attention.self.query.weight": (hidden, hidden),
+        "layer.0.intermediate.dense.weight": (config.intermediate_size, hidden),
+        f"layer.{config.num_hidden_layers - 1}.attention.self.query.weight": (hidden, hidden),
+    }
+    for ending, size in expected.items():
+        found = [tuple(tensor.shape) for name, tensor in tensors.items() if name.endswith(ending)]
+        if not found:
+            raise FilbertError(
+                f"{source}: the weights have no {ending}, which the configuration "
+                f"({config.num_hidden_layers} layers) asks for: the two do not belong together, or "
+                "this is not a BERT"
+            )
+        if found[0] != size:
+            raise FilbertError(
+                f"{source}: {ending} is {found[0]} in the weights, but the configuration asks for "
+                f"{size}: the two do not belong together"
+            )

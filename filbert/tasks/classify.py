@@ -124,9 +124,10 @@ def class_weights(
             number = float(value)
         except ValueError:
             number = -1.0
-        if not equals or not 0 < number < float("inf"):
+        if not equals or not 1e-6 <= number <= 1e6:
             raise UsageError(
-                f"class_weights {part!r}: expected none, balanced, or label=weight,label=weight"
+                f"class_weights {part!r}: expected none, balanced, or label=weight,label=weight "
+                "with weights from 1e-6 to 1e6"
             )
         if name not in names:
             raise UsageError(

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from filbert.train.options import ClassifyOptions, parse_options, read_recipe
 RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.json"
 SEEDS = "seeds.json"
+LOCK = ".lock"
+WRITTEN = "# written by filbert: the options of the run in this folder"
 BUNDLE_FILES = {
     MANIFEST, "README.md", "config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
@@ -34,47 +38,114 @@ FREE = {"resume", "overwrite", "out", "keep_checkpoints", "tensorboard", "thread
 
 
 def check_folder(out: Path, options: ClassifyOptions) -> None:
-    """Refuse to mix two runs, or to write among files that are not of a run. Changes nothing."""
+    """Refuse to mix two runs, to write among files that are not of a run, or to overwrite what the
+    new run is to learn from. Changes nothing."""
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite starts it again; give one")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
-    content = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    ours = bool(content & {RECIPE, MANIFEST})
-    if content and not (options.resume or options.overwrite):
-        way = (
-            "--resume goes on with it, --overwrite starts again"
-            if ours
-            else "choose another folder"
-        )
-        raise UsageError(f"--out {out} is not empty; {way}")
-    if content and not ours:
+    content = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    content = [name for name in content if not leftover(name)]
+    if not content:
+        return
+    if not is_run(out):
         raise UsageError(
-            f"--out {out} holds files that are not of a filbert run; choose another folder"
+            f"--out {out} holds files that are not of a filbert run ({content[0]} ...); "
+            "choose another folder"
         )
-    if options.resume and (out / RECIPE).is_file():
-        before = parse_options(read_recipe(out / RECIPE), source=str(out / RECIPE))
-        changed = [
-            name
-            for name in ClassifyOptions.model_fields
-            if name not in FREE and getattr(before, name) != getattr(options, name)
-        ]
-        if changed:
+    if not (options.resume or options.overwrite):
+        raise UsageError(
+            f"--out {out} is not empty; --resume goes on with it, --overwrite starts again"
+        )
+    if options.overwrite:
+        foreign = [name for name in content if not is_ours(name)]
+        if foreign:
             raise UsageError(
-                f"--resume: {out} was started with other settings: "
-                + ", ".join(
-                    f"{n} {getattr(before, n)!r}, now {getattr(options, n)!r}" for n in changed
-                )
+                f"--overwrite: {out} also holds {', '.join(foreign[:5])}, which no run wrote; "
+                "take it out first, or choose another folder"
             )
+        for name in ("base", "data", "dev", "test"):
+            value = getattr(options, name)
+            if (
+                value
+                and os.path.exists(value)
+                and Path(value).resolve().is_relative_to(out.resolve())
+            ):
+                raise UsageError(
+                    f"--overwrite: --{name} {value} lies in --out {out} and would be deleted; "
+                    "choose another folder for the new run"
+                )
+        return
+    before = parse_options(read_recipe(out / RECIPE), source=str(out / RECIPE))
+    changed = [
+        f"{name} {getattr(before, name)!r}, now {getattr(options, name)!r}"
+        for name in ClassifyOptions.model_fields
+        if name not in FREE and getattr(before, name) != getattr(options, name)
+    ]
+    if changed:
+        raise UsageError(f"--resume: {out} was started with other settings: {', '.join(changed)}")
+
+
+def is_run(out: Path) -> bool:
+    """Whether filbert wrote the recipe in this folder; one written by a person does not count."""
+    try:
+        with open(out / RECIPE, encoding="utf-8") as file:
+            return file.readline().rstrip() == WRITTEN
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def is_ours(name: str) -> bool:
+    """Whether a run writes a file or folder of this name."""
+    known = RUN_FILES | BUNDLE_FILES | {"checkpoints", "tensorboard"}
+    return name in known or re.fullmatch(r"seed-\d{1,20}", name) is not None
+
+
+def leftover(name: str) -> bool:
+    """Whether this is what a killed writer leaves (see filbert.atomic), or the lock of a run."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def claim_folder(out: Path, options: ClassifyOptions) -> None:
     """Make the folder this run's: clear an older run away, keep the recipe."""
-    if options.overwrite and not options.resume and out.is_dir():
+    if out.is_dir():
         for path in out.iterdir():
-            known = path.name in RUN_FILES | BUNDLE_FILES | {"checkpoints", "tensorboard"}
-            if known or path.name.startswith("seed-"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            old = options.overwrite and is_ours(path.name)
+            if old or (leftover(path.name) and path.name != LOCK):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / RECIPE, recipe_text(options))
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder for one process. Raises `UsageError` where another trains in it. (On systems
+    without `fcntl`, Windows for one, nothing is held.)"""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UsageError(
+                f"--out {out}: another process ({file.read().strip() or 'unknown'}) trains in "
+                "this folder; wait for it or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
 
 
 def recipe_text(options: ClassifyOptions) -> str:
@@ -84,7 +155,7 @@ def recipe_text(options: ClassifyOptions) -> str:
         for k, v in options.model_dump().items()
         if v is not None
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([WRITTEN, *lines]) + "\n"
 
 
 def environment(device: torch.device, dtype: torch.dtype, reason: str) -> dict[str, Any]:
@@ -116,10 +187,14 @@ def record_environment(
     """Write `environment.json`; a resumed run must have the data it was started with."""
     path = out / ENVIRONMENT
     if resume and path.is_file():
-        started = json.loads(path.read_text("utf-8"))
+        try:
+            started = dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError):
+            warn(f"{path} is damaged; whether the rows are the same cannot be checked")
+            started = {}
         before = started.get("data_sha256")
         for name, now in (("threads", torch.get_num_threads()), ("torch", torch.__version__)):
-            if started.get(name) != now:
+            if name in started and started[name] != now:
                 was = started.get(name)
                 warn(f"resumed with {name} {now}, started with {was}: the last bits may differ")
         if before is not None and before != data:

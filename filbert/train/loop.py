@@ -82,7 +82,13 @@ def fit(
     average = Average(optimizer, options.ema) if options.ema else None
     progress = Progress()
     if resumed is not None:
-        progress = Progress(**resumed.record["progress"])
+        try:
+            progress = Progress(**resumed.record["progress"])
+        except TypeError:
+            raise FilbertError(
+                f"{resumed.folder} was written by another version of filbert; go on with that "
+                "version, or start again with --overwrite"
+            ) from None
         optimizer.load(resumed.tensors, progress.step)
         if average is not None:
             average.load({n: resumed.tensors[f"average/{n}"] for n in average.weights()})

@@ -20,7 +20,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 class ClassifyOptions(BaseModel):
     """What to learn from, what to start with, how to train, where to write."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     # what to learn from
     data: str = Field(
@@ -54,22 +54,24 @@ class ClassifyOptions(BaseModel):
     stride: int = Field(64, ge=0, description="Tokens that neighbouring windows share")
 
     # optimisation
-    epochs: float = Field(3.0, gt=0, description="Passes over the training rows")
+    epochs: float = Field(3.0, gt=0, le=100_000, description="Passes over the training rows")
     batch_tokens: int = Field(1024, gt=0, description="Token budget of a batch")
     batch_size: int | None = Field(None, gt=0, description="At most this many examples in a batch")
     accumulate: int = Field(1, gt=0, description="Batches for each optimizer step")
-    lr: float = Field(5e-5, gt=0, description="Highest learning rate")
+    lr: float = Field(5e-5, gt=0, le=1e3, description="Highest learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay of it")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of steps that warm up")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW decay (not biases, norms)")
+    weight_decay: float = Field(0.01, ge=0, le=1e3, description="AdamW decay (not biases, norms)")
     layer_decay: float = Field(1.0, gt=0, le=1, description="Learning rate factor a layer down")
     clip: float = Field(1.0, ge=0, description="Largest gradient norm (0: no clipping)")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights (0: off)")
-    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout (else the model's own)")
+    dropout: float | None = Field(None, ge=0, le=0.99, description="Dropout (else the model's own)")
     class_weights: str = Field("none", description="none, balanced, or label=weight,label=weight")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass given to the other labels")
-    seed: int = Field(42, ge=0, description="Seed of everything that is drawn")
-    seeds: int = Field(1, gt=0, description="Train this many seeds; report mean, deviation, best")
+    seed: int = Field(42, ge=0, lt=2**62, description="Seed of everything that is drawn")
+    seeds: int = Field(
+        1, gt=0, le=10_000, description="Train this many seeds; report mean, deviation, best"
+    )
 
     # evaluation and files
     eval_every: int = Field(0, ge=0, description="Steps between evaluations (0: each epoch)")
@@ -84,7 +86,7 @@ class ClassifyOptions(BaseModel):
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="Compute precision")
     attention: Literal["packed", "sdpa", "eager"] = Field("packed", description="Attention path")
     gradient_checkpointing: bool = Field(False, description="Less memory for more compute")
-    threads: int | None = Field(None, gt=0, description="CPU threads")
+    threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")
 
 
 def parse_options(values: dict[str, Any], *, source: str) -> ClassifyOptions:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import filbert
 from filbert.atomic import write_file
-from filbert.bundle import MANIFEST, Manifest, read_manifest, save_bundle
+from filbert.bundle import MANIFEST, Manifest, check_tokenizer, read_manifest, save_bundle
 from filbert.data.examples import (
     Examples,
     check_known_labels,
@@ -97,13 +97,24 @@ def train_classify(options: ClassifyOptions, *, quiet: bool = False) -> TrainRes
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if not options.out:
+        raise UsageError("--out is empty; give a folder")
     out = Path(options.out)
     folder.check_folder(out, options)
     data = read_data(options)
     check_metric(options.metric, data)
-    folder.claim_folder(out, options)
-    if options.seeds == 1:
-        return run_seed(options, data, out, quiet=quiet)
+    ready = prepare(
+        options, data
+    )  # all that can fail by a wrong option, before anything is written
+    with folder.locked(out):
+        folder.claim_folder(out, options)
+        if options.seeds == 1:
+            return run_seed(options, data, out, ready=ready, quiet=quiet)
+        return run_seeds(options, data, out, quiet=quiet)
+
+
+def run_seeds(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) -> TrainResult:
+    """One run for each seed, each in a folder of its own."""
     results = []
     for seed in range(options.seed, options.seed + options.seeds):
         place = out / f"seed-{seed}"
@@ -154,21 +165,27 @@ def check_metric(metric: str | None, data: Data) -> None:
         )
 
 
-def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) -> TrainResult:
-    """One run with one seed."""
-    if options.resume and (out / MANIFEST).is_file():
-        return finished(out)
+@dataclass
+class Ready:
+    """A model and its data, made from the options; nothing is written yet."""
 
-    def warn(text: str) -> None:
-        print(text, file=sys.stderr)
+    device: torch.device
+    dtype: torch.dtype
+    reason: str  # for this precision, in words
+    base: Path
+    tokenizer: BertTokenizer
+    model: BertForSequenceClassification
+    trimmed: TrimmedEmbedding
+    reading: dict[str, Any]  # max_length, windows, stride
+    encoded: list[Encoded]  # of Data.parts
+    gold: list[NDArray[Any]]  # likewise
+    weights: Tensor | None  # of classes
 
-    started = time.monotonic()
+
+def prepare(options: ClassifyOptions, data: Data) -> Ready:
+    """Choose the machine, open the base, encode the texts. Raises before anything is written."""
     device = choose_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
-    folder.record_environment(
-        out, device=device, dtype=dtype, reason=reason, resume=options.resume, warn=warn,
-        data=folder.digest_of_examples(*data.parts),
-    )  # fmt: skip
     base = resolve(options.base, revision=options.revision)
     tokenizer = BertTokenizer.from_pretrained(base)
     torch.manual_seed(options.seed)  # decides the new head
@@ -178,6 +195,7 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
             ("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout
         )
     model = classify.head(str(base), labels=data.labels, problem_type=data.problem_type, **changes)
+    check_tokenizer(tokenizer, model.config, source=str(base))
     limit = model.config.max_position_embeddings
     max_length = min(options.max_length or limit, limit)
     stride = min(options.stride, max(0, (max_length - 4) // 2))
@@ -190,11 +208,34 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
     gold = [
         classify.targets(part.labels or [], data.labels, data.problem_type) for part in data.parts
     ]
-    mean, spread = scale_of(gold[0]) if data.problem_type == "regression" else (0.0, 1.0)
     trimmed = TrimmedEmbedding(model.bert, *encoded)
     encoded = [trimmed.encode(part) for part in encoded]
     weights = classify.class_weights(options.class_weights, gold[0], data.labels, data.problem_type)
-    weights = None if weights is None else weights.to(device)
+    return Ready(
+        device, dtype, reason, base, tokenizer, model, trimmed, reading, encoded, gold,
+        None if weights is None else weights.to(device),
+    )  # fmt: skip
+
+
+def run_seed(
+    options: ClassifyOptions, data: Data, out: Path, *, ready: Ready | None = None, quiet: bool
+) -> TrainResult:
+    """One run with one seed."""
+    if options.resume and (out / MANIFEST).is_file():
+        return finished(out)
+
+    def warn(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    started = time.monotonic()
+    ready = prepare(options, data) if ready is None else ready
+    device, dtype, model, trimmed = ready.device, ready.dtype, ready.model, ready.trimmed
+    encoded, gold, weights = ready.encoded, ready.gold, ready.weights
+    folder.record_environment(
+        out, device=device, dtype=dtype, reason=ready.reason, resume=options.resume, warn=warn,
+        data=folder.digest_of_examples(*data.parts),
+    )  # fmt: skip
+    mean, spread = scale_of(gold[0]) if data.problem_type == "regression" else (0.0, 1.0)
     targets = torch.from_numpy(
         gold[0] if data.problem_type != "regression" else (gold[0] - mean) / spread
     )
@@ -239,7 +280,7 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
             f"{int(encoded[0].tokens.sum()):,} tokens a pass, {plan.total_steps:,} steps"
         )
         tracker.message(
-            f"{str(dtype).removeprefix('torch.')} on {device} ({reason}), attention "
+            f"{str(dtype).removeprefix('torch.')} on {device} ({ready.reason}), attention "
             f"{options.attention}, {torch.get_num_threads()} threads, "
             f"{len(trimmed.used):,} embedding rows in use"
         )
@@ -265,16 +306,17 @@ def run_seed(options: ClassifyOptions, data: Data, out: Path, *, quiet: bool) ->
         with torch.no_grad():
             model.classifier.weight.mul_(spread)
             model.classifier.bias.mul_(spread).add_(mean)
-    manifest = describe(options, data, reading, dev_logits=logits[0], dev_gold=gold[1])
+    manifest = describe(options, data, ready.reading, dev_logits=logits[0], dev_gold=gold[1])
     record = assess(data, manifest, logits[-1], gold[-1])
     manifest.scores = numbers(record["scores"])
     manifest.provenance |= {
-        "base_sha256": digest_of(base), "steps": progress.step, "best_step": progress.best_step,
+        "base_sha256": digest_of(ready.base),
+        "steps": progress.step, "best_step": progress.best_step,
         "seconds": round(progress.seconds, 1),
         "step_seconds": round(progress.step_seconds, 1), "gain": progress.best_value,
     }  # fmt: skip
     write_file(out / "evaluation.json", json.dumps(record, ensure_ascii=False) + "\n")
-    save_bundle(out, model=model, tokenizer=tokenizer, manifest=manifest)
+    save_bundle(out, model=model, tokenizer=ready.tokenizer, manifest=manifest)
     if not options.keep_checkpoints:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     write_report(out)

@@ -216,7 +216,56 @@ def test_overwrite_spares_files_of_others(place: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match="not of a filbert run"):
         train(**options(place, "x", out=str(tmp_path), overwrite=True))
+    (tmp_path / "recipe.toml").write_text("epochs = 3  # a person's own recipe\n")
+    with pytest.raises(UsageError, match="not of a filbert run"):
+        train(**options(place, "x", out=str(tmp_path), overwrite=True))
+    run = tmp_path / "run"
+    train(**options(place, "x", out=str(run), epochs=0.1))
+    (run / "seed-corpus").mkdir()
+    with pytest.raises(UsageError, match="also holds seed-corpus"):
+        train(**options(place, "x", out=str(run), overwrite=True))
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+    assert (run / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base": "typo-base"},
+        {"class_weights": "spam=2"},
+        {"device": "cuda:77"},
+        {"metric": "acuracy"},
+        {"data": "none.csv"},
+    ],
+)
+def test_a_refused_overwrite_deletes_nothing(
+    place: Path, tmp_path: Path, wrong: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    train(**options(place, "x", out=str(run), epochs=0.1))
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(FilbertError):
+        train(**options(place, "x", out=str(run), overwrite=True, **wrong))
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_overwrite_refuses_to_delete_its_own_base(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(**options(place, "x", out=str(run), epochs=0.1))
+    with pytest.raises(UsageError, match=r"--base .* would be deleted"):
+        train(**options(place, "x", out=str(run), base=str(run), overwrite=True))
+    with pytest.raises(UsageError, match="give one"):
+        train(**options(place, "x", out=str(run), resume=True, overwrite=True))
+    assert (run / "model.safetensors").is_file()
+
+
+def test_two_processes_cannot_train_in_one_folder(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    from filbert.train.folder import locked
+
+    with locked(tmp_path / "run"), pytest.raises(UsageError, match=f"process \\({os.getpid()}\\)"):
+        train(**options(place, "x", out=str(tmp_path / "run")))
+    assert not any((tmp_path / "run").iterdir())
 
 
 def test_nan_stops_with_the_rows(

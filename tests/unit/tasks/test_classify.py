@@ -125,3 +125,80 @@ def test_head_is_drawn_from_the_seed(tmp_path: Path) -> None:
         made = classify.head(base, labels=["a", "b"], problem_type=SINGLE)
         heads.append(made.classifier.weight.detach().clone())
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_packed_input_is_checked(model: BertForSequenceClassification) -> None:
+    ids = torch.tensor([2, 5, 3])
+    good = model(input_ids=ids, lengths=torch.tensor([3])).logits
+    assert good.shape == (1, 3)
+    for wrong in (
+        {"lengths": torch.tensor([0, 3])},
+        {"lengths": torch.tensor([4, -1])},
+        {"lengths": torch.tensor([2])},
+        {"lengths": torch.tensor([3]), "attention_mask": torch.ones(3)},
+        {"lengths": torch.tensor([3]), "token_type_ids": torch.zeros(1, dtype=torch.int64)},
+    ):
+        with pytest.raises(FilbertError):
+            model(input_ids=ids, **wrong)
+    with pytest.raises(FilbertError, match="outside the model's vocabulary"):
+        model(torch.tensor([[2, 99]]))
+    with pytest.raises(FilbertError, match="40 tokens; this model takes at most 32"):
+        model(torch.full((1, 40), 5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab_size": 10**9},
+        {"hidden_size": 2 * 10**8},
+        {"max_position_embeddings": 10**9},
+        {"intermediate_size": 10**9},
+        {"num_hidden_layers": 900},
+    ],
+)
+def test_a_lying_configuration_is_told_before_memory_is_taken(
+    tmp_path: Path, change: dict[str, int]
+) -> None:
+    import json
+
+    base = save_base(tmp_path)
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(FilbertError, match="do not belong together"):
+        BertForSequenceClassification.from_pretrained(base)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 1e-320},
+        {"temperature": float("inf")},
+        {"labels": ["a", "a"]},
+        {"labels": []},
+        {"problem_type": None},
+        {"problem_type": "regression"},
+        {"task": "fill"},
+        {"thresholds": [float("nan"), 0.5]},
+        {"surprise": 1},
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    import json
+
+    from filbert.bundle import read_manifest, save_bundle
+    from filbert.text import BertTokenizer
+
+    base = save_base(tmp_path / "base")
+    head = classify.head(str(base), labels=["a", "b"], problem_type=SINGLE)
+    manifest = Manifest(task="classify", problem_type=SINGLE, labels=["a", "b"])
+    save_bundle(
+        tmp_path / "run",
+        model=head,
+        tokenizer=BertTokenizer.from_pretrained(base),
+        manifest=manifest,
+    )
+    assert read_manifest(tmp_path / "run") == manifest
+    values = {**manifest.model_dump(), **change}
+    (tmp_path / "run" / "filbert.json").write_text(json.dumps(values))
+    with pytest.raises(FilbertError):
+        read_manifest(tmp_path / "run")
