@@ -127,8 +127,8 @@ def read_manifest(folder: Path) -> Manifest:
     labels, problem = manifest.labels, manifest.problem_type
     if task == "classify" and (problem is None or (problem == "regression") != (not labels)):
         raise FilbertError(
-            f"{path}: problem_type {problem!r} with {len(labels)} labels; a regression has none, any "
-            "other kind has its labels listed"
+            f"{path}: problem_type {problem!r} with {len(labels)} labels; a regression has none, "
+            "any other kind has its labels listed"
         )
     if len(set(labels)) != len(labels):
         raise FilbertError(f"{path}: a label stands twice among {', '.join(labels[:20])}")
