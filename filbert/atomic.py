@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import threading
@@ -112,6 +113,37 @@ def restore_folder(target: str | os.PathLike[str]) -> bool:
         return False
     os.rename(previous, target)
     return True
+
+
+def clear_leftovers(folder: str | os.PathLike[str]) -> list[str]:
+    """Remove what killed writers left in `folder`; returns the names, sorted.
+
+    Only files that `atomic_path` names so, and whose process is gone from this machine: call it
+    where no other machine writes. On Windows, where a process cannot be asked after, none.
+    """
+    removed = []
+    for path in sorted(Path(folder).iterdir()):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not path.is_dir() and _gone(int(found[1])):
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    return removed
+
+
+_TEMPORARY = re.compile(r"\..+\.([0-9]{1,18})-[0-9]{1,20}\.tmp", re.DOTALL)
+
+
+def _gone(process: int) -> bool:
+    """Whether no process of this number runs here."""
+    if sys.platform == "win32":  # os.kill would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # it runs, as another user
+        return False
+    return False
 
 
 def sync(path: Path) -> None:

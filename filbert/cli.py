@@ -11,6 +11,8 @@ defect of filbert leaves its traceback in a file (FILBERT_DEBUG=1 shows it at on
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
@@ -23,6 +25,21 @@ import typer
 
 from filbert import __version__
 from filbert.errors import FilbertError, UsageError
+
+# what to do about an OSError that nothing nearer to its cause has put into words
+_ADVICE = {
+    errno.ENOSPC: "Free some space and try again",
+    errno.EEXIST: "A file stands where a folder is needed; name another place",
+    errno.ENOTDIR: "A file stands where a folder is needed; name another place",
+    errno.EISDIR: "That is a folder; name a file",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.EACCES: "Choose another place or mend its permissions",
+    errno.EPERM: "Choose another place or mend its permissions",
+    errno.EROFS: "Nothing can be written there; choose another place",
+    errno.ENOENT: "Mend the path",
+}
+STDOUT = "standard output"  # where an OSError has the name of a file
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # torch's words
 
 P = ParamSpec("P")
 
@@ -64,7 +81,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-            sys.stdout.flush()
+            _flush()
             return
         except typer.Exit:
             raise
@@ -77,19 +94,54 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code, message = 141, ""
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            code, message = 1, f"error: {where}{error.strerror or error}"
-        except MemoryError:
-            code, message = 1, "error: out of memory; a smaller --batch-tokens needs less"
+            code, message = 1, f"error: {_system_error(error)}"
         except Exception as error:
-            if os.environ.get("FILBERT_DEBUG"):
-                raise
-            code, message = 1, _defect(error)
+            words = str(error).lower()
+            code, message = 1, "error: not enough memory; a smaller --batch-tokens needs less"
+            if not isinstance(error, MemoryError) and not (
+                isinstance(error, RuntimeError) and any(mark in words for mark in _NO_MEMORY)
+            ):
+                if os.environ.get("FILBERT_DEBUG"):
+                    raise
+                message = _defect(error)
         if message:
             print(message, file=sys.stderr, flush=True)
         raise typer.Exit(code)
 
     return run
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused and what to do; a standard output that fails is written off."""
+    where, advice = error.filename, _ADVICE.get(error.errno or 0, "Mend that and try again")
+    try:
+        _flush()
+    except OSError as failed:
+        where = where or failed.filename
+    if where == STDOUT:  # else Python would try again at its end, and leave with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        advice = "It took not all of the answer; lead it to a file or a pipe, on a disk with space"
+    return f"{f'{where}: ' if where else ''}{error.strerror or error}. {advice}"
+
+
+def _flush() -> None:
+    """Write standard output out; an `OSError` then says that it was this."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = STDOUT
+        raise
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams safe to write to: a closed one, one that lacks most characters."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the whole process
+    if sys.stdout is None:  # a handle that cannot be written: an answer lost is an error
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _defect(error: Exception) -> str:
@@ -126,7 +178,12 @@ def root(
 def _train_classify(values: dict[str, Any], recipe: str | None, as_json: bool) -> None:
     from filbert.train.options import parse_options, read_recipe
 
-    given = {**(read_recipe(recipe) if recipe else {}), **values}
+    try:
+        given = {**(read_recipe(recipe) if recipe is not None else {}), **values}
+    except OSError as error:
+        raise UsageError(
+            f"--recipe {recipe}: {error.strerror or error}; a TOML file was expected"
+        ) from None
     options = parse_options(given, source=recipe or "train classify")
     from filbert.train.run import train_classify
 
@@ -198,11 +255,11 @@ def predict(
     """Label texts, standard input or a file."""
     if file is not None and texts:
         raise UsageError("give texts or --file, not both")
-    if file is None and (out or resume):
+    if file is None and (out is not None or resume):
         raise UsageError("--out and --resume belong to --file")
     if pair is not None and len(texts or []) != 1:
         raise UsageError("--pair goes with exactly one text")
-    from filbert.infer.predict import WINDOW, answer_text, load, typed_rows
+    from filbert.infer.predict import WINDOW, answer_text, as_json_text, load, typed_rows
 
     classifier = load(
         bundle, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
@@ -231,11 +288,10 @@ def predict(
         rows = [(texts[0], pair)] if texts else []
     alone = texts is not None and len(texts) == 1
     mine, theirs = tee(rows)
-    window = 1 if sys.stdin.isatty() else WINDOW
+    window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
     answers = classifier.stream(theirs, window=window, all_scores=all_scores)
     for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
-        shown = json.dumps(answer, ensure_ascii=False)
-        print(shown if as_json else answer_text(answer, None if alone else row))
+        print(as_json_text(answer) if as_json else answer_text(answer, None if alone else row))
 
 
 @app.command()
@@ -355,6 +411,9 @@ def convert(
 
     Writes a folder that filbert and Transformers open.
     """
+    for what, path in (("DIR", source), ("OUT", out)):
+        if not path.strip():
+            raise UsageError(f"{what} is empty; a folder was expected")
     from filbert.model.convert import convert as work
 
     print(work(source, out))
@@ -379,11 +438,13 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    plain = "utf" not in (sys.stdout.encoding or "utf-8").lower()  # stays JSON in any encoding
+    print(json.dumps(value, ensure_ascii=plain, indent=2, default=str))
 
 
 def main(words: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code. `words`: the arguments, else the process's."""
+    _prepare_streams()
     typed = sys.argv[1:] if words is None else words
     add_train_classify("classify" in typed or "_FILBERT_COMPLETE" in os.environ)
     app(typed, prog_name="filbert")

@@ -24,6 +24,7 @@ from typing import Any
 
 from filbert.data import tables
 from filbert.data.tables import Row, is_number, read_rows, shown_name
+from filbert.data.told_rows import ToldRows
 from filbert.errors import FilbertError, UsageError, did_you_mean
 
 SINGLE = "single_label_classification"
@@ -113,7 +114,7 @@ def read_examples(
     texts: dict[str, list[Any]] = {name: [] for name in (columns.text, columns.pair) if name}
     labels: list[Any] = []
     numbers: list[int] = []
-    no_string, empty, long = _Rows(), _Rows(), _Rows()
+    no_string, empty, long = ToldRows(), ToldRows(), ToldRows()
     for row in chain(head, rows):
         for column, cells in texts.items():
             cell = row.values.get(column)
@@ -141,8 +142,10 @@ def read_examples(
     pairs = texts[columns.pair] if columns.pair else None
     examples = Examples(texts[columns.text], pairs, None, source, numbers, notes)
     if need_labels:
-        kind = problem_type or _inferred(labels, label_separator, source, notes)
         where = f"{source}: column '{columns.label}'"
+        if problem_type is None and not label_separator:
+            _check_finite(labels, numbers, where)
+        kind = problem_type or _inferred(labels, label_separator, source, notes)
         examples.labels = _settled(labels, numbers, kind, where, notes)
     return examples
 
@@ -257,27 +260,6 @@ def _listed(names: Sequence[str], limit: int = 20) -> str:
 # --- labels --------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """Rows in a message: how many, the first five numbers, and what is wrong with the first."""
-
-    def __init__(self) -> None:
-        self.first: list[int] = []
-        self.count = self.last = 0
-        self.what = ""
-
-    def add(self, number: int, what: str = "") -> None:
-        if self.last == number:  # its second text has the same flaw
-            return
-        self.count += 1
-        self.last = number
-        self.what = self.what or what
-        self.first += [number] * (self.count <= 5)
-
-    def __str__(self) -> str:
-        listed = ", ".join(map(str, self.first)) + (", ..." if self.count > 5 else "")
-        return f"row {listed}" if self.count == 1 else f"{self.count:,} rows ({listed})"
-
-
 def _label(value: Any, separator: str | None) -> Any:
     """One cell as str, list of str, or None where the label is missing."""
     if isinstance(value, str):
@@ -293,7 +275,25 @@ def _label(value: Any, separator: str | None) -> Any:
         return "true" if value else "false"
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return str(int(value))
-    return None if not isinstance(value, (int, float)) or math.isnan(value) else str(value)
+    return str(value) if isinstance(value, (int, float)) and value == value else None  # NaN is not
+
+
+def _check_finite(labels: list[Any], numbers: list[int], where: str) -> None:
+    """`FilbertError` for infinite labels in a column of numbers: they would pass for names."""
+    infinite = ToldRows()
+    for label, number in zip(labels, numbers, strict=True):
+        if not isinstance(label, str | None):  # several labels
+            return
+        if label is None or (is_number(label) and math.isfinite(float(label))):
+            continue
+        if not is_number(label) and not label.removeprefix("-").isdecimal():  # a name
+            return
+        infinite.add(number, f"{label[:20]} is infinite or too large")
+    if infinite.count:
+        raise FilbertError(
+            f"{where} holds numbers, but not in {infinite}: {infinite.what}. Mend these rows or "
+            f"take them out; where numbers are names, say --problem-type {SINGLE}"
+        )
 
 
 def _inferred(labels: list[Any], separator: str | None, source: str, notes: list[str]) -> str:
@@ -337,7 +337,7 @@ def _settled(
     """`labels` in the one form of `problem_type`; an error names the rows that stand against it."""
     if problem_type not in (kinds := (SINGLE, MULTI, REGRESSION)):
         raise UsageError(f"unknown --problem-type '{problem_type}': {_listed(kinds)}")
-    missing, wrong = _Rows(), _Rows()
+    missing, wrong = ToldRows(), ToldRows()
     settled: list[Any] = []
     for label, number in zip(labels, numbers, strict=True):
         if label is None:
@@ -387,7 +387,7 @@ def label_names(labels: Sequence[Any], problem_type: str) -> list[str]:
 def check_known_labels(examples: Examples, names: Sequence[str]) -> None:
     """`FilbertError` where `examples` have labels that are not in `names`, the trained classes."""
     known = set(names)
-    unknown: dict[str, _Rows] = defaultdict(_Rows)
+    unknown: dict[str, ToldRows] = defaultdict(ToldRows)
     for label, number in zip(examples.labels or [], examples.numbers, strict=True):
         for name in label if isinstance(label, list) else [label]:
             if name not in known:

@@ -29,6 +29,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from filbert.data.quotes import bad_record
 from filbert.errors import FilbertError, UsageError, did_you_mean
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "text", "cola", "mrpc")
@@ -169,6 +170,8 @@ def _format_of(name: str) -> str:
 
 def _open(name: str) -> Any:
     if name == "-":
+        if sys.stdin is None:
+            raise FilbertError("standard input is closed; name a file, or lead rows in by a pipe")
         return nullcontext(sys.stdin.buffer)
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
     return openers.get(os.path.splitext(name)[1].lower(), open)(name, "rb")
@@ -267,45 +270,9 @@ def _comma_cells(lines: Iterable[str], shown: str) -> Iterator[tuple[int, list[s
         except StopIteration:
             return
         except csv.Error as error:
-            raise _bad_record(shown, start, pending, error) from None
+            raise bad_record(shown, start, pending, error) from None
         if cells:
             yield start, cells
-
-
-def _bad_record(shown: str, start: int, pending: list[str], error: csv.Error) -> FilbertError:
-    """The error for a record that CSV does not allow, with the line where its quote opens."""
-    last = start + len(pending) - 1
-    if "new-line" in str(error):
-        return FilbertError(
-            f"{shown}, line {last}: a carriage return in a cell without quotes. End lines with a "
-            "line feed, and put cells that hold one between quotes"
-        )
-    opened = _open_quote(start, pending)
-    return FilbertError(
-        f"{shown}, line {opened}: the quote that opens a cell here is unbalanced; reading came to "
-        f'line {last} ({error}). Close it; a quote inside a quoted cell is written twice ("")'
-    )
-
-
-def _open_quote(start: int, pending: list[str]) -> int:
-    """The line where the last quoted cell of a broken record begins, by the rules of RFC 4180."""
-    opened = start
-    state = "start"
-    for number, line in enumerate(pending, start):
-        for character in line:
-            if state == "quoted":
-                state = "closed" if character == '"' else "quoted"
-            elif character == '"' and state == "start":
-                state, opened = "quoted", number
-            elif character == '"' and state == "closed":
-                state = "quoted"  # a doubled quote
-            elif character in ",\r\n":
-                state = "start"
-            elif state == "closed":
-                return opened  # something stands behind the closing quote
-            else:
-                state = "plain"
-    return opened
 
 
 def _table(
@@ -421,9 +388,9 @@ def _json_rows(lines: Iterable[str], shown: str) -> Iterator[Row]:
         if not isinstance(values, dict):
             way = ". One big array becomes lines by: jq -c '.[]' FILE" if number == 0 else ""
             raise FilbertError(f"{where}: {type(values).__name__}; {wanted}{way}")
-        if ("\\ud" in line or "\\uD" in line) and not _encodable(values):
+        if ("\\ud" in line or "\\uD" in line) and (half := _lone_surrogate(values)):
             raise FilbertError(
-                f"{where}: half of a surrogate pair (\\ud83d alone), which is no character; "
+                f"{where}: half of a surrogate pair ({half} alone), which is no character; "
                 "write the character itself, or both halves"
             )
         number += 1
@@ -432,11 +399,13 @@ def _json_rows(lines: Iterable[str], shown: str) -> Iterator[Row]:
         raise FilbertError(f"{shown} holds no rows, only empty lines")
 
 
-def _encodable(values: dict[str, Any]) -> bool:
+def _lone_surrogate(values: dict[str, Any]) -> str:
+    """The first half of a pair that stands alone, as JSON writes it; empty where there is none."""
     try:
-        return bool(json.dumps(values, ensure_ascii=False).encode())
-    except UnicodeEncodeError:
-        return False
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(error.object[error.start]):04x}"
+    return ""
 
 
 def _parquet_rows(name: str) -> Iterator[Row]:

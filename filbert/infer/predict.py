@@ -13,6 +13,7 @@ are those of training (`filbert/tasks/classify.py`). Whole files: `filbert/infer
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
@@ -29,6 +30,7 @@ from filbert.model.device import choose_device, choose_precision
 from filbert.tasks import classify
 
 WINDOW = 1024
+MOST_THREADS = 1024  # far more than helps; a mistyped number must not exhaust the machine
 
 Answer = dict[str, Any]
 
@@ -48,11 +50,13 @@ def load(
     threads of this process. Raises `FilbertError` where `name` cannot be found or has no
     classification head, `UsageError` for a device or a precision that this machine lacks.
     """
-    if batch_tokens < 1:
-        raise UsageError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    if not isinstance(name, str | PathLike):
+        raise FilbertError(f"expected a folder or the name of a model, got {_shown(name)}")
+    if not isinstance(device, str | torch.device):
+        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {_shown(device)}")
+    _check_count("batch_tokens", batch_tokens)
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}")
+        _check_count("threads", threads, most=MOST_THREADS)
         torch.set_num_threads(threads)
     place = choose_device(device)
     dtype, reason = choose_precision(precision, place)
@@ -122,8 +126,8 @@ class Classifier:
         a regression `score` alone. `all_scores` adds `scores` of every label, `top_k` those of
         the best k. Raises `FilbertError` that names the position of an item that is not a text.
         """
-        if top_k is not None and top_k < 1:
-            raise UsageError(f"top_k must be at least 1, got {top_k}")
+        if top_k is not None:
+            _check_count("top_k", top_k)
         rows, single = as_rows(texts, pairs, pair_model=self.manifest.pair)
         first, second = self.split(rows)
         answers = self.answers(first, second, all_scores=all_scores or top_k is not None)
@@ -143,8 +147,9 @@ class Classifier:
         `window` rows are held at once. The first windows are small, so that the first answers come
         at once. Raises as a call does; positions count from the beginning of the stream.
         """
-        if window < 1:
-            raise UsageError(f"window must be at least 1, got {window}")
+        _check_count("window", window)
+        if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
+            raise FilbertError(f"expected an iterable of texts, got {_shown(rows)}")
         start = 0
         for block in windows(rows, window):
             first, second = self.split(block, start=start)
@@ -154,7 +159,10 @@ class Classifier:
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
     ) -> NDArray[np.float32]:
-        """The raw outputs of the head, (texts, labels) float32, windows of long texts pooled."""
+        """The raw outputs of the head, (texts, labels) float32, windows of long texts pooled.
+
+        Raises `FilbertError` where they are no finite numbers.
+        """
         blocks = [np.zeros((0, self.model.config.num_labels), np.float32)]
         for start in range(0, len(texts), WINDOW):
             end = start + WINDOW
@@ -169,6 +177,11 @@ class Classifier:
             blocks.append(
                 classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens)
             )
+            if not np.isfinite(blocks[-1]).all():
+                raise FilbertError(
+                    f"{self.folder}: the model answers with NaN or infinity, so its weights are "
+                    "damaged. Fetch or copy the model again, or train it anew"
+                )
         return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
     def answers(
@@ -243,11 +256,14 @@ def windows(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield block
 
 
-def typed_rows(stream: TextIO, *, pairs: bool) -> Iterator[Any]:
+def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
     """Texts of standard input, one a line; with `pairs` two of them with a tab between.
 
-    Raises `FilbertError` that names the line that is not UTF-8 or no pair.
+    Raises `FilbertError` that names the line that is not UTF-8 or no pair, and for None, which
+    is what Python has for a closed standard input.
     """
+    if stream is None:
+        raise FilbertError("standard input is closed; give texts, a --file, or lines by a pipe")
     if stream.isatty():
         what = "text<TAB>second text" if pairs else "a text"
         print(f"Type {what} and Enter; Ctrl-D ends.", file=sys.stderr)
@@ -287,6 +303,19 @@ def answer_text(answer: Answer, row: Any = None) -> str:
     if row is not None:
         parts.append(row if isinstance(row, str) else " | ".join(row))
     return "\t".join(parts)
+
+
+def as_json_text(answer: Answer) -> str:
+    """An answer as one line of JSON that standard output can encode."""
+    plain = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+    return json.dumps(answer, ensure_ascii=plain)
+
+
+def _check_count(name: str, value: Any, *, most: int = 2**31 - 1) -> None:
+    if not isinstance(value, int) or not 1 <= value <= most:
+        raise UsageError(
+            f"{name} must be at least 1 and at most {most:,}, a whole number, got {_shown(value)}"
+        )
 
 
 def _best(answer: Answer, count: int) -> Answer:

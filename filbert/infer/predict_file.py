@@ -28,7 +28,7 @@ from typing import Any
 from filbert.data.examples import stream_texts
 from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.predict import WINDOW, Answer, Classifier, windows
+from filbert.infer.predict import WINDOW, Answer, Classifier, as_json_text, windows
 
 COUNTED = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 
@@ -77,6 +77,7 @@ def predict_file(
     line holds `row`, the row's number in the input, counted from 1, and the answer of
     `Classifier.__call__`, or `error`. Raises `UsageError` where `out` exists (`overwrite`), or
     where a partial one is there that `resume` was not asked for or does not belong to;
+    where `out` is the input. With `resume` and nothing unfinished, it says so and does nothing.
     `FilbertError` for an unreadable input, a full disk, or with `strict` for the first bad row.
     """
     reading: dict[str, Any] = {
@@ -97,18 +98,27 @@ def predict_file(
         written = 0
         for block in windows(rows, window):
             for answer in _answer(classifier, block, failed, all_scores, strict, source):
-                sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                sys.stdout.write(as_json_text(answer) + "\n")
             sys.stdout.flush()
             written += len(block)
         return FileReport(written, written, failed.first, failed.count, time.monotonic() - began)
 
+    if not os.fspath(out):
+        raise UsageError("--out is empty; expected the name of a file")
     target = Path(out)
+    _check_not_the_input(target, source)
     sheet = target.suffix.lower() == ".csv"
     stamp = {
         "source": _stamp(source),
         "model": _stamp(classifier.folder / "model.safetensors"),
         "options": {**reading, "all_scores": all_scores, "csv": sheet},
     }
+    if resume and not overwrite and target.is_file() and not _partial(target).exists():
+        with open(target, "rb") as file:
+            written = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        _say(f"{target} is finished already; --overwrite answers anew")
+        written -= sheet and written > 0  # the header
+        return FileReport(written, 0, [], 0, time.monotonic() - began)
     partial, done = _begin(target, stamp, resume=resume, overwrite=overwrite)
     if done:
         _say(f"going on after row {done:,} of {partial}")
@@ -232,7 +242,7 @@ def _begin(
     target: Path, stamp: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[Path, int]:
     """The partial file to append to, whole lines only, and how many rows it holds already."""
-    partial = target.with_name(target.name + ".partial")
+    partial = _partial(target)
     beside = _sidecar(partial)
     if target.is_dir():
         raise UsageError(f"{target} is a folder; --out names a file")
@@ -280,6 +290,20 @@ def _mend(path: Path) -> int:
             place += len(block)
         file.truncate(end)
     return lines
+
+
+def _check_not_the_input(target: Path, source: str | PathLike[str]) -> None:
+    """`UsageError` where writing the answers would replace the rows that they are for."""
+    for path in (target, _partial(target), _sidecar(_partial(target))):
+        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+            raise UsageError(
+                f"--out {target}: {path} is the input, which the answers would replace; name "
+                "another --out"
+            )
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
 
 
 def _sidecar(partial: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -22,6 +22,11 @@ def decode(tokenizer: Tokenizer, ids: Any, *, skip_special_tokens: bool, clean_u
         ids = ids.tolist()
     if isinstance(ids, int):
         ids = [ids]
+    if isinstance(ids, str | bytes | dict) or not isinstance(ids, Iterable):
+        raise FilbertError(
+            f"expected ids (an int, a list of ints, an array or a batch of them), got {_shown(ids)}"
+        )
+    ids = list(ids)
     if ids and not isinstance(ids[0], int):
         return [
             decode(tokenizer, row, skip_special_tokens=skip_special_tokens, clean_up=clean_up)
@@ -35,9 +40,17 @@ def decode(tokenizer: Tokenizer, ids: Any, *, skip_special_tokens: bool, clean_u
 
 def as_ids(ids: Sequence[Any]) -> list[int]:
     """Ids as ints of Python; raises `FilbertError` for a negative one, which is no token."""
-    numbers = [int(number) for number in ids]
+    try:
+        numbers = [int(number) for number in ids]
+    except (TypeError, ValueError, OverflowError):
+        bad = next(number for number in ids if not isinstance(number, int))
+        raise FilbertError(f"expected ids, which are whole numbers, got {_shown(bad)}") from None
     for position, number in enumerate(numbers):
         if not 0 <= number < 2**32:
             hint = "; -100 marks labels to ignore, which have no text" if number == -100 else ""
             raise FilbertError(f"id {number} (position {position}) is no token{hint}")
     return numbers
+
+
+def _shown(value: Any) -> str:
+    return "None" if value is None else f"{type(value).__name__} {value!r:.40}"

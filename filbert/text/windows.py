@@ -27,6 +27,7 @@ Ints = NDArray[np.int64]
 # The library's records take some 160 bytes a character; these bound what is alive at one time.
 _CHUNK_TEXTS = 1000
 _CHUNK_CHARACTERS = 1_000_000
+_HIGHEST = 2**31 - 1  # of an int32
 _BLANK = re.compile(r"[ \t\n]")
 
 
@@ -57,6 +58,8 @@ def encode_flat(
     side: str,
 ) -> Flat:
     """Encode texts or pairs with `bare`, which adds no special tokens, and `assemble` them."""
+    if max(cls_id, sep_id) > _HIGHEST:
+        raise _beyond(max(cls_id, sep_id))
     check_texts(texts, "texts")
     if pairs is not None:
         check_texts(pairs, "pairs")
@@ -213,7 +216,17 @@ def _encode(
         raise encoding_error(texts, name, offset=offset) or error from None
     lengths = np.fromiter(map(len, records), np.int64, len(records))
     ids = itertools.chain.from_iterable(record.ids for record in records)
-    return np.fromiter(ids, np.int32, int(lengths.sum())), lengths
+    try:
+        return np.fromiter(ids, np.int32, int(lengths.sum())), lengths
+    except OverflowError:
+        raise _beyond(max(max(record.ids, default=0) for record in records)) from None
+
+
+def _beyond(number: int) -> FilbertError:
+    return FilbertError(
+        f"the tokenizer gives the id {number}, but ids go up to {_HIGHEST:,}: its files are "
+        "damaged. Save it again, or take it from where it came"
+    )
 
 
 def _pieces(bare: Tokenizer, text: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import filbert
-from filbert.atomic import write_file
+from filbert.atomic import clear_leftovers, write_file
 from filbert.bundle import MANIFEST
 from filbert.data.examples import Examples
 from filbert.errors import FilbertError, UsageError
@@ -110,12 +110,12 @@ def claim_folder(out: Path, options: ClassifyOptions) -> None:
     """Make the folder this run's: clear an older run away, keep the recipe."""
     if out.is_dir():
         for path in out.iterdir():
-            old = options.overwrite and is_ours(path.name)
-            if old or (leftover(path.name) and path.name != LOCK):
+            if options.overwrite and is_ours(path.name):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+        clear_leftovers(out)
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / RECIPE, recipe_text(options))
 

@@ -378,7 +378,10 @@ def test_endings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert ends(KeyboardInterrupt(), capsys, monkeypatch) == (130, "interrupted\n")
     assert ends(KeyboardInterrupt("kept 3"), capsys, monkeypatch) == (130, "kept 3\n")
     full = OSError(28, "No space left on device", "/x/y")
-    assert ends(full, capsys, monkeypatch) == (1, "error: /x/y: No space left on device\n")
+    assert ends(full, capsys, monkeypatch) == (
+        1,
+        "error: /x/y: No space left on device. Free some space and try again\n",
+    )
     assert "--batch-tokens" in ends(MemoryError(), capsys, monkeypatch)[1]
 
 
@@ -412,3 +415,69 @@ def test_no_traceback_for_a_users_mistake(words: list[str], code: int) -> None:
     done = process(*words, HF_HUB_OFFLINE="1")
     assert done.returncode in (code, 2), done.stderr
     assert done.stderr.strip() and "Traceback" not in done.stderr
+
+
+def test_too_little_memory_is_no_defect(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchs = "[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you"
+    for error in (RuntimeError(torchs), MemoryError(), RuntimeError("CUDA out of memory. Tried")):
+        code, told = ends(error, capsys, monkeypatch)
+        assert code == 1 and told.startswith("error: not enough memory") and "defect" not in told
+
+
+def test_system_errors_say_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, advice in ((17, "name another place"), (21, "name a file"), (36, "shorter name")):
+        code, told = ends(OSError(number, os.strerror(number), "/x"), capsys, monkeypatch)
+        assert code == 1 and told.startswith("error: /x: ") and advice in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["convert", "x", ""], "OUT is empty"),
+        (["predict", "m", "a", "--out", ""], "--out and --resume belong to --file"),
+        (["train", "classify", "--recipe", "/"], "--recipe /: Is a directory"),
+        (["train", "classify", "--recipe", "r" * 5000], "File name too long"),
+    ],
+)
+def test_empty_and_impossible_paths(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    ("ending", "code", "told"),
+    [
+        ("a < /dev/null > /dev/full", 1, "standard output: No space left on device. It took"),
+        ("--file README.md --format text < /dev/null > /dev/full", 1, "No space left on device"),
+        ("a >&-", 1, "standard output: Bad file descriptor. It took"),
+        ("--json a <&-", 0, ""),
+        ("<&-", 1, "standard input is closed"),
+        ("--file - <&-", 1, "standard input is closed"),
+        ("a --threads 99999999999999 <&-", 2, "threads must be at least 1 and at most 1,024"),
+        ("a 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(bundle: Path, ending: str, code: int, told: str) -> None:
+    command = f"{sys.executable} -m filbert predict {bundle} {ending}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # else the answer fails before it is whole
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert told in done.stderr and "defect" not in done.stderr
+
+
+def test_an_output_that_lacks_characters(bundle: Path) -> None:
+    done = process("predict", str(bundle), "你", "é", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == ["\\u4f60", "\\xe9"]

@@ -550,3 +550,74 @@ def test_evaluation_of_numbers_and_of_several_labels(tmp_path: Path) -> None:
     hits = int(((chances >= 0.5) & (truth == 1)).sum())
     wrong = int(((chances >= 0.5) != (truth == 1)).sum())
     assert result["scores"]["f1_micro"] == pytest.approx(2 * hits / (2 * hits + wrong))
+
+
+# --- what must not pass in silence ---------------------------------------------------------------
+
+
+def test_the_input_is_never_replaced(classifier: Classifier, tmp_path: Path) -> None:
+    source, link = tmp_path / "pp.csv", tmp_path / "link.csv"
+    source.write_text("text\nfree\n", "utf-8")
+    link.symlink_to(source)
+    for out in (source, link):
+        with pytest.raises(UsageError, match="is the input"):
+            predict_file(classifier, source, out, overwrite=True)
+    partial = tmp_path / "out.csv.partial"
+    partial.write_text("text\nfree\n", "utf-8")
+    with pytest.raises(UsageError, match="is the input"):
+        predict_file(classifier, partial, tmp_path / "out.csv", format="csv", overwrite=True)
+    assert source.read_text("utf-8") == partial.read_text("utf-8") == "text\nfree\n"
+    with pytest.raises(UsageError, match="--out is empty"):
+        predict_file(classifier, source, "")
+
+
+def test_resume_of_a_finished_file_is_done(
+    classifier: Classifier, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("out.jsonl", "out.csv"):
+        out = tmp_path / name
+        predict_file(classifier, source, out)
+        before = out.read_bytes()
+        report = predict_file(classifier, source, out, resume=True)
+        assert (report.rows, report.answered) == (100, 0)
+        assert "is finished already" in capsys.readouterr().err
+        assert out.read_bytes() == before
+
+
+def test_damaged_weights_are_told(bundle: Path, tmp_path: Path) -> None:
+    damaged = load(bundle, device="cpu", precision="float32")
+    with torch.no_grad():
+        next(iter(damaged.model.parameters())).fill_(float("nan"))
+    with pytest.raises(FilbertError, match="weights are damaged"):
+        damaged("free prize")
+    source = tmp_path / "in.txt"
+    source.write_text("free\n", "utf-8")
+    with pytest.raises(FilbertError, match="weights are damaged"):
+        predict_file(damaged, source, tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threads": 2**40},
+        {"threads": "2"},
+        {"batch_tokens": None},
+        {"device": None},
+        {"name": None},
+        {"name": b"m"},
+        {"precision": None},
+    ],
+)
+def test_wrong_arguments_of_load_are_told(bundle: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(FilbertError, match=r"expected|at most|unknown"):
+        load(**{"name": bundle, **wrong})
+
+
+def test_wrong_arguments_of_calls_are_told(classifier: Classifier) -> None:
+    wrongs: list[Any] = [5, "free", None]
+    for wrong in wrongs:
+        with pytest.raises(FilbertError, match="expected an iterable of texts"):
+            list(classifier.stream(wrong))
+    with pytest.raises(UsageError, match="top_k must be at least 1"):
+        classifier("a", top_k=cast(Any, "x"))

@@ -188,3 +188,22 @@ def test_killed_writers_never_leave_a_torn_folder(tmp_path: Path) -> None:
         restore_folder(tmp_path / "run")
         a, b = ((tmp_path / "run" / name).read_text() for name in "ab")
         assert a == b and len(a) >= 2000
+
+
+def test_leftovers_of_dead_writers_are_cleared(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [
+        f".model.safetensors.{dead.pid}-140.tmp",
+        f".huge.{10**17}-1.tmp",
+        f".model.safetensors.{os.getpid()}-140.tmp",  # this process lives
+        ".a.1-2.tmp",  # process 1 too, of another user
+        f".notes.{dead.pid}.tmp",  # not named by us
+        f"model.{dead.pid}-1.tmp",
+    ]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f".folder.{dead.pid}-1.tmp").mkdir()
+    assert atomic.clear_leftovers(tmp_path) == sorted(names[:2])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*names[2:], f".folder.{dead.pid}-1.tmp"}

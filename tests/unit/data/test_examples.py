@@ -497,3 +497,19 @@ def test_real_reviews_are_streamed(shared_data: Path) -> None:
     rows = stream_texts(shared_data / "imdb/train.jsonl.gz")
     count = sum(isinstance(text, str) and pair is None for _, text, pair in rows)
     assert count == 25000
+
+
+@pytest.mark.parametrize("large", ["1e999", "-1e999", "1" + "0" * 400])
+def test_infinite_numbers_are_no_classes(tmp_path: Path, large: str) -> None:
+    rows = [f'{{"text": "t{i}", "label": {i}.5}}' for i in range(4)]
+    rows[2] = f'{{"text": "t2", "label": {large}}}'
+    path = write(tmp_path / "a.jsonl", "\n".join(rows))
+    with pytest.raises(
+        FilbertError, match=r"column 'label' holds numbers, but not in row 3: .*too"
+    ):
+        read_examples(path)
+    with pytest.raises(FilbertError, match="row 3"):
+        read_examples(path, problem_type=REGRESSION)
+    assert len(set(read_examples(path, problem_type=SINGLE).labels or [])) == 4
+    names = write(tmp_path / "b.csv", "text,label\na,inf\nb,1\nc,word\n")
+    assert read_examples(names).labels == ["inf", "1", "word"]

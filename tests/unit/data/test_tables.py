@@ -459,3 +459,28 @@ def test_shipped_messages(shared_data: Path) -> None:
     assert [",".join(row[1:]).rstrip(",") for row in original] == [
         row[1].rstrip(",") for row in rows[1:]
     ]
+
+
+def test_a_long_row_is_not_told_as_a_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_CELL", 1000)
+    path = tmp_path / "a.csv"
+    for cell in ("x" * 2000, '"' + "x" * 2000 + '"'):
+        path.write_text(f"text,label\na,b\n{cell},c\n", "utf-8")
+        with pytest.raises(FilbertError, match=r"line 3: the row is too long, 2,0\d\d characters"):
+            list(read_rows(path))
+    path.write_text('text,label\na,b\n"' + "x" * 2000 + ",c\n", "utf-8")
+    with pytest.raises(FilbertError, match="line 3: the quote that opens a cell here"):
+        list(read_rows(path))
+
+
+def test_the_half_of_a_pair_that_is_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ude00 later"}\n', "utf-8")
+    with pytest.raises(FilbertError, match=r"\(\\ude00 alone\)"):
+        list(read_rows(path))
+
+
+def test_closed_standard_input_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(FilbertError, match="standard input is closed"):
+        list(read_rows("-"))

@@ -693,3 +693,28 @@ def test_time_grows_with_a_pair_of_long_texts(tokenizer: BertTokenizer) -> None:
         return tokenizer(text, text, truncation=True, max_length=64)
 
     assert seconds(lambda: call(12_000)) < 8 * seconds(lambda: call(3_000)) + 0.02
+
+
+# Ids that cannot be
+
+
+@pytest.mark.parametrize("wrong", [None, "ab", b"ab", 1.5, ["ab"], [[5], None], {5: 6}, [5, "x"]])
+def test_decode_tells_what_is_no_id(tokenizer: BertTokenizer, wrong: Any) -> None:
+    with pytest.raises(FilbertError, match="expected ids"):
+        tokenizer.decode(wrong)
+    assert tokenizer.decode((5, 6)) == "hello world"
+
+
+def test_ids_beyond_32_bits_are_told(tokenizer: BertTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["model"]["vocab"]["world"] = 2**31 + 5
+    path.write_text(json.dumps(content), "utf-8")
+    (tmp_path / "vocab.txt").unlink(missing_ok=True)
+    bare = Tokenizer.from_file(str(path))
+    settings: Any = {"max_length": 8, "windows": False, "stride": 0, "side": "right"}
+    with pytest.raises(FilbertError, match="gives the id 2147483653"):
+        flat_windows.encode_flat(bare, ["hello world"], None, cls_id=CLS, sep_id=SEP, **settings)
+    with pytest.raises(FilbertError, match="gives the id 4294967295"):
+        flat_windows.encode_flat(bare, ["hello"], None, cls_id=2**32 - 1, sep_id=SEP, **settings)
