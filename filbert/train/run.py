@@ -101,15 +101,17 @@ def train_classify(options: ClassifyOptions, *, quiet: bool = False) -> TrainRes
         raise UsageError("--out is empty; give a folder")
     out = Path(options.out)
     folder.check_folder(out, options)
+    if options.resume and (out / MANIFEST).is_file():
+        return finished(out)
     data = read_data(options)
     check_metric(options.metric, data)
-    ready = prepare(
-        options, data
-    )  # all that can fail by a wrong option, before anything is written
+    # whatever a wrong option or base can break, breaks here, before anything is written
+    ready = prepare(options, data)
     with folder.locked(out):
         folder.claim_folder(out, options)
         if options.seeds == 1:
             return run_seed(options, data, out, ready=ready, quiet=quiet)
+        del ready  # each seed draws a head of its own
         return run_seeds(options, data, out, quiet=quiet)
 
 
