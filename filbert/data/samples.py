@@ -1,25 +1,29 @@
 """Samples of pre-training: sample n of a run is a pure function of (corpus, options, seed, n).
 
 The documents are divided into slots, as many to a document as it has room for; a pass visits every
-slot once, in an order that a permutation gives without being stored; where in its slot a sample
-begins is drawn afresh for each pass. So nothing is replayed to resume, and any number of processes
-see the same order. Memory: 8 bytes a document.
+slot once, in an order that a permutation gives without being stored. So nothing is replayed to
+resume, and any number of processes see the same order. Memory: 8 bytes a document.
 
-From its beginning a sample is built as google-research/bert's `create_instances_from_document`
-builds one: sentences are taken until the wanted length is reached (the maximum; in 10 % of the
-samples a length drawn from 2 to the maximum); then
+A sample of two segments is built as google-research/bert's `create_instances_from_document` builds
+it. From a sentence on, sentences are taken until the wanted length is reached (the maximum; in 10 %
+of the samples a length drawn from 2 to the maximum); then
 
 - `next_sentence`: they are cut into A and B at a random sentence; in half of the samples, and
-  always if there is only one sentence, B is text from another document. Label 0 where B follows A,
-  1 where it does not (BERT paper, section 3.1; the numbers as in the released code);
+  always if there is only one sentence, B is text from another document, and the sentences it
+  replaces come again in the next sample. Label 0 where B follows A, 1 where it does not (BERT
+  paper, section 3.1; the numbers as in the released code);
 - `sentence_order`: cut into A and B, in half of the samples swapped, label 1
-  (ALBERT, Lan et al. 2020, section 3.1); no label if there is only one sentence;
-- `none`: one segment of consecutive text, up to the end of its document (RoBERTa's
-  DOC-SENTENCES, Liu et al. 2019, section 4.2).
+  (ALBERT, Lan et al. 2020, section 3.1); no label if there is only one sentence.
 
-What differs from the original: a sample is not written once and read at every pass but drawn anew,
-and where the original begins a sample behind the last one, slots begin at the sentence under a
-random place. tests/unit/data/test_samples.py holds lengths, labels and numbers to the original's.
+The original walks through a document once and writes its samples down. Here each pass walks anew,
+with draws of its own, and a long document is walked in sections, so that a sample costs a walk
+through one of them. How many samples a walk gives depends on its draws, but slots must be counted
+beforehand: they are the expected number, and are spread over the walk evenly.
+
+`none` is one segment of consecutive text from the sentence under a random place of the slot on, up
+to the end of its document (RoBERTa's DOC-SENTENCES, Liu et al. 2019, section 4.2).
+
+tests/unit/data/test_samples.py holds lengths, labels and numbers to the original's.
 """
 
 from __future__ import annotations
@@ -37,10 +41,11 @@ Ids = NDArray[np.int64]
 Objective = Literal["next_sentence", "sentence_order", "none"]
 NO_LABEL = -100
 
-_ORDER, _OFFSET, _SAMPLE, _MASK = range(1, 5)  # what a key is for
-# The share of the wanted length by which one sample of the original lies behind the last:
-# with a random B only A is used up, half of the length on average.
-_ADVANCE = {"next_sentence": 0.75, "sentence_order": 1.0, "none": 1.0}
+_ORDER, _WALK, _SAMPLE, _MASK = range(1, 5)  # what a key is for
+SECTION = 8  # lengths of a sample that are walked through to find one
+# How many samples a document gives: one for each so many lengths (with a random B only A is used
+# up), and so many at its end, where what is left over comes again in smaller and smaller parts.
+_EXPECTED = {"next_sentence": (0.78, 0.85), "sentence_order": (1.0, 0.5), "none": (1.0, 0.5)}
 
 
 class ShardLike(Protocol):
@@ -134,21 +139,19 @@ class Sampler:
         self.size = int(self.ends[-1]) if self.documents else 0  # samples in a pass
         if not self.size:
             raise FilbertError("the shards hold no document to draw samples from")
-        self._permuted: tuple[int, int] = (-1, 0)
 
     def _slots(self, weights: NDArray[np.float64] | None) -> Ids:
         """(documents,) how many samples a pass takes from each document."""
-        advance = self.room * _ADVANCE[self.objective]
+        lengths, at_end = _EXPECTED[self.objective]
         slots = []
         for shard in self.shards:
             tokens = np.diff(shard.sentences[shard.documents])
-            if weights is None:
-                slots.append(np.ceil(tokens / advance).astype(np.int64))
-                continue
-            wanted = np.ceil(tokens / advance) * weights[shard.sources]
-            # a fraction becomes one more slot in that share of the documents, evenly spread
-            spread = np.arange(len(tokens)) * 0.6180339887498949 % 1.0
-            slots.append(np.floor(wanted + spread).astype(np.int64))
+            wanted = np.maximum(1, np.rint(tokens / (self.room * lengths) + at_end))
+            if weights is not None:
+                # a fraction becomes one more slot in that share of the documents, evenly spread
+                spread = np.arange(len(tokens)) * 0.6180339887498949 % 1.0
+                wanted = np.floor(wanted * weights[shard.sources] + spread)
+            slots.append(wanted.astype(np.int64))
         return np.concatenate(slots) if slots else np.zeros(0, dtype=np.int64)
 
     def samples(self, numbers: Ids) -> list[Sample]:
@@ -166,36 +169,71 @@ class Sampler:
         ]
 
     def _sample(self, number: int, one_pass: int, slot: int, document: int) -> Sample:
-        first_slot = int(self.ends[document - 1]) if document else 0
-        count = int(self.ends[document]) - first_slot
+        before = int(self.ends[document - 1]) if document else 0
+        slot, slots = slot - before, int(self.ends[document]) - before
         shard, bounds = self._bounds(document)
-        tokens = int(bounds[-1] - bounds[0])
-        draw = Draw(key_of(self.seed, _OFFSET, one_pass, document))
-        place = int(bounds[0]) + int((slot - first_slot + draw.uniform()) / count * tokens)
-        first = int(np.searchsorted(bounds, min(place, bounds[-1] - 1), side="right")) - 1
         draw = Draw(key_of(self.seed, _SAMPLE, number))
-        target = self.room
-        if draw.uniform() < self.short_prob:
-            target = 2 + draw.below(self.room - 1)
-        begin = int(bounds[first])
         if self.objective == "none":
-            piece = Piece(shard, begin, min(begin + target, int(bounds[-1])))
-            return Sample(number, piece, None, NO_LABEL)
-        after = _reach(bounds, first, target)  # sentences first ... after - 1
-        cut = first + 1 + (draw.below(after - first - 1) if after - first > 1 else 0)
-        a = Piece(shard, begin, int(bounds[cut]))
+            shift = Draw(key_of(self.seed, _WALK, one_pass, document)).uniform()
+            place = int((slot + shift) / slots * (bounds[-1] - bounds[0])) + int(bounds[0])
+            first = int(np.searchsorted(bounds, min(place, bounds[-1] - 1), side="right")) - 1
+            begin = int(bounds[first])
+            target = self._target(draw)
+            return Sample(
+                number, Piece(shard, begin, min(begin + target, int(bounds[-1]))), None, NO_LABEL
+            )
+        first, cut, after, other = self._walk(bounds, one_pass, document, slot, slots, draw)
+        a = Piece(shard, int(bounds[first]), int(bounds[cut]))
         if self.objective == "sentence_order":
             if cut == after:  # one sentence: nothing to order
-                a = Piece(shard, begin, min(a.stop, begin + self.room))
+                a = Piece(shard, a.start, min(a.stop, a.start + self.room))
                 return Sample(number, a, None, NO_LABEL)
             b, label = Piece(shard, a.stop, int(bounds[after])), int(draw.uniform() < 0.5)
             if label:
                 a, b = b, a
-        elif cut == after or draw.uniform() < 0.5:
-            b, label = self._from_another(document, target - len(a), draw), 1
+        elif other is not None:
+            b, label = self._from_another(document, other - len(a), draw), 1
         else:
             b, label = Piece(shard, a.stop, int(bounds[after])), 0
         return Sample(number, *_shorten(a, b, self.room, draw), label)
+
+    def _target(self, draw: Draw) -> int:
+        """How many words a sample wants."""
+        if draw.uniform() < self.short_prob:
+            return 2 + draw.below(self.room - 1)
+        return self.room
+
+    def _walk(
+        self, bounds: Ids, one_pass: int, document: int, slot: int, slots: int, draw: Draw
+    ) -> tuple[int, int, int, int | None]:
+        """Walk through the section of a slot as the original does; of the samples on the way, the
+        one that the slot stands for: its first sentence, those behind A and behind B, and how many
+        words it wants if B is to come from another document, else None."""
+        size = int(bounds[-1] - bounds[0])
+        sections = max(1, round(size / (SECTION * self.room)))
+        section = slot * sections // slots
+        low = -(-section * slots // sections)  # the first slot of the section
+        high = -(-(section + 1) * slots // sections)
+        begin, end = (int(bounds[0]) + part * size // sections for part in (section, section + 1))
+        steps = Draw(key_of(self.seed, _WALK, one_pass, document, section))
+        at = int(np.searchsorted(bounds, begin, side="left"))
+        found: list[tuple[int, int, int, int | None]] = []
+        while at < len(bounds) - 1 and (bounds[at] < end or not found):
+            target = self._target(steps)
+            after = _reach(bounds, at, target)
+            cut = at + 1 + (steps.below(after - at - 1) if after - at > 1 else 0)
+            wrong = self.objective == "next_sentence" and (cut == after or steps.uniform() < 0.5)
+            found.append((at, cut, after, target if wrong else None))
+            at = cut if wrong else after
+        if not found:  # the section lies in the last sentence
+            last = len(bounds) - 2
+            return (
+                last,
+                last + 1,
+                last + 1,
+                self.room if self.objective == "next_sentence" else None,
+            )
+        return found[int((slot - low + draw.uniform()) / (high - low) * len(found))]
 
     def _from_another(self, document: int, wanted: int, draw: Draw) -> Piece:
         """Sentences from a random place of a random other document, up to `wanted` tokens."""
