@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 
 from filbert import __version__
+from filbert.cli_verbs import VERBS, print_json
 from filbert.errors import FilbertError, UsageError
 
 # what to do about an OSError that nothing nearer to its cause has put into words
@@ -175,46 +175,16 @@ def root(
     """Train, use and look into BERT models."""
 
 
-def _train_classify(values: dict[str, Any], recipe: str | None, as_json: bool) -> None:
-    from filbert.train.options import parse_options, read_recipe
-
-    try:
-        given = {**(read_recipe(recipe) if recipe is not None else {}), **values}
-    except OSError as error:
-        raise UsageError(
-            f"--recipe {recipe}: {error.strerror or error}; a TOML file was expected"
-        ) from None
-    options = parse_options(given, source=recipe or "train classify")
-    from filbert.train.run import train_classify
-
-    result = train_classify(options, quiet=False)
-    if as_json:
-        shown = {name: getattr(result, name) for name in ("scores", "best_step", "steps", "seeds")}
-        _print_json({"out": str(result.out), **shown, "seconds": round(result.seconds, 3)})
-        return
-    from rich.console import Console
-
-    from filbert.tasks.metrics import score_table
-
-    if len(result.seeds) > 1:
-        print(f"mean of {len(result.seeds)} seeds; each of them: {result.out}/seeds.json")
-    Console().print(score_table(result.scores))
-    steps = f"best at step {result.best_step:,} of {result.steps:,}"
-    print(f"{result.out}: {steps}, {result.seconds:.0f} s")
-    print(f'next: filbert predict {result.out} "a text of yours"')
-
-
-def add_train_classify(full: bool) -> None:
-    """Register `train classify`; its options are built only when it is asked for."""
-    help = "Fine-tune a classifier: one label, several labels or a number for a text or a pair."
-    if full:
-        from filbert.cli_options import command_from_fields
-        from filbert.train.options import ClassifyOptions
-
-        command = command_from_fields(ClassifyOptions, _train_classify, help=help)
-        train.command("classify", help=help)(guarded(command))
-    else:
-        train.command("classify", help=help)(lambda: None)
+def add_verbs(typed: list[str]) -> None:
+    """Register the verbs whose options stand in a model of options (filbert/cli_verbs.py). They are
+    built only for a verb that is among the words typed, or for a shell that asks for completions:
+    that needs pydantic."""
+    everything = "_FILBERT_COMPLETE" in os.environ
+    for verb in VERBS:
+        place = train if verb.group == "train" else app
+        full = everything or verb.name in typed
+        command = guarded(verb.command()) if full else lambda: None
+        place.command(verb.name, help=verb.help)(command)
 
 
 @app.command()
@@ -333,7 +303,7 @@ def evaluate(
         worst=worst,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     from rich.console import Console
 
@@ -370,7 +340,7 @@ def inspect(
 
     found = layer_of_work.inspect_text(model, text, pair=pair, layer=layer, head=head)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         from rich.console import Console
 
@@ -430,23 +400,18 @@ def doctor(as_json: Json = False) -> None:
 
     findings = layer.examine()
     if as_json:
-        _print_json(layer.as_data(findings))
+        print_json(layer.as_data(findings))
     else:
         layer.print_findings(findings)
     if not layer.healthy(findings):
         raise typer.Exit(1)
 
 
-def _print_json(value: Any) -> None:
-    plain = "utf" not in (sys.stdout.encoding or "utf-8").lower()  # stays JSON in any encoding
-    print(json.dumps(value, ensure_ascii=plain, indent=2, default=str))
-
-
 def main(words: list[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code. `words`: the arguments, else the process's."""
     _prepare_streams()
     typed = sys.argv[1:] if words is None else words
-    add_train_classify("classify" in typed or "_FILBERT_COMPLETE" in os.environ)
+    add_verbs(typed)
     app(typed, prog_name="filbert")
     raise SystemExit(0)
 

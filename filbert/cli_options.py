@@ -23,23 +23,27 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Run = Callable[[dict[str, Any], str | None, bool], None]
+RECIPE = "TOML file with any of the options below"
 
 
-def command_from_fields(model: type[BaseModel], run: Run, *, help: str) -> Callable[..., None]:
+def command_from_fields(
+    model: type[BaseModel], run: Run, *, help: str, argument: str | None = None
+) -> Callable[..., None]:
     """A function that typer reads as a command with one option for each field of `model`.
 
     It calls `run(values, recipe, as_json)`: the values that were typed, by field name, the
-    recipe's path or None, and whether `--json` was given.
+    recipe's path or None, and whether `--json` was given. `argument` names what may be typed
+    without an option: a field that is a list, or "recipe".
     """
-    options: dict[str, Any] = {
-        "recipe": Annotated[
-            str | None,
-            typer.Option(
-                "--recipe", metavar="FILE", help="TOML file with any of the options below"
-            ),
-        ]
-    }
+    recipe: Any = typer.Option("--recipe", metavar="FILE", help=RECIPE)
+    if argument == "recipe":
+        recipe = typer.Argument(metavar="[RECIPE]", help=RECIPE)
+    options: dict[str, Any] = {"recipe": Annotated[str | None, recipe]}
     for name, field in model.model_fields.items():
+        if name == argument:
+            shown = typer.Argument(metavar=f"{name.upper()}...", help=field.description)
+            options[name] = Annotated[list[str] | None, shown]
+            continue
         options[name] = Annotated[
             optional(plain(field.annotation)),
             typer.Option(
@@ -53,7 +57,8 @@ def command_from_fields(model: type[BaseModel], run: Run, *, help: str) -> Calla
 
     def command(**typed: Any) -> None:
         recipe, as_json = typed.pop("recipe"), typed.pop("as_json")
-        run({name: value for name, value in typed.items() if value is not None}, recipe, as_json)
+        given = {name: value for name, value in typed.items() if value not in (None, [])}
+        run(given, recipe, as_json)
 
     kind = inspect.Parameter.KEYWORD_ONLY
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -91,8 +96,9 @@ def choices(annotation: Any) -> str | None:
 
 
 def plain(annotation: Any) -> Any:
-    """A Literal becomes a string, which every typer takes: the model itself checks the choice."""
-    return str if choices(annotation) else annotation
+    """A Literal or a table becomes a string, which every typer takes: the model itself reads it."""
+    table = any(get_origin(member) is dict for member in members(annotation))
+    return str if choices(annotation) or table else annotation
 
 
 def optional(annotation: Any) -> Any:
@@ -105,6 +111,8 @@ def default_text(field: FieldInfo) -> str:
     if field.is_required():
         return " [required]"
     if field.default is None:
+        return ""
+    if field.default in ({}, []):
         return ""
     if isinstance(field.default, bool):
         return " [on]" if field.default else " [off]"

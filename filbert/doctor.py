@@ -80,8 +80,6 @@ for name in sys.argv[1:]:
 """
 
 GIB = 1024**3
-PROBE_SECONDS = 0.15  # for each of the two types
-PROBE_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -298,7 +296,7 @@ def compute_findings(broken: Mapping[str, str], *, probe: bool) -> Iterator[Find
         return
     import torch
 
-    from filbert.model.device import choose_device, choose_precision
+    from filbert.model.device import choose_device, choose_precision, matmul_rate
 
     yield from gpu_findings()
     yield Finding("CPU code of torch", torch.backends.cpu.get_cpu_capability())
@@ -340,21 +338,6 @@ def thread_finding(threads: int, cores: float) -> Finding:
         return Finding("threads", str(threads))
     advice = f"More threads than cores slow every step down: use --threads {max(1, int(cores))}"
     return Finding("threads", str(threads), "warn", advice)
-
-
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second (GFLOP/s) of square matrix products, the best seen."""
-    import torch
-
-    left, right = (torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype) for _ in "lr")
-    torch.mm(left, right)  # the first one picks and prepares the kernel
-    best = float("inf")
-    end = time.perf_counter() + PROBE_SECONDS
-    while best == float("inf") or time.perf_counter() < end:
-        start = time.perf_counter()
-        torch.mm(left, right).sum().item()  # item() waits for a GPU
-        best = min(best, time.perf_counter() - start)
-    return 2 * PROBE_SIZE**3 / best / 1e9
 
 
 def rate_finding(single: float, half: float, *, bf16_chosen: bool) -> Finding:

@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"serve"},
     {"demo", "doctor"},
     {"cli_options"},
+    {"cli_verbs"},
     {"cli"},
     {"__main__"},
 ]

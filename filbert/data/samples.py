@@ -29,12 +29,13 @@ tests/unit/data/test_samples.py holds lengths, labels and numbers to the origina
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from filbert.data.draws import U64, Draw, key_of, keys_of, permute
+from filbert.data.shards import Shard
 from filbert.errors import FilbertError, UsageError
 
 Ids = NDArray[np.int64]
@@ -46,19 +47,6 @@ SECTION = 8  # lengths of a sample that are walked through to find one
 # How many samples a document gives: one for each so many lengths (with a random B only A is used
 # up), and so many at its end, where what is left over comes again in smaller and smaller parts.
 _EXPECTED = {"next_sentence": (0.78, 0.85), "sentence_order": (1.0, 0.5), "none": (1.0, 0.5)}
-
-
-class ShardLike(Protocol):
-    """What a sampler reads of a shard (filbert/data/shards.py)."""
-
-    tokens: NDArray[np.uint16] | NDArray[np.uint32]
-    sentences: Ids
-    documents: Ids
-    sources: NDArray[np.uint16]
-
-    def joined(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """(stop - start,) True where a token continues the word before it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +99,7 @@ class Sampler:
 
     def __init__(
         self,
-        shards: list[ShardLike],
+        shards: list[Shard],
         *,
         cls_id: int,
         sep_id: int,

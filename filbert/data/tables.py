@@ -1,7 +1,7 @@
 """Rows of a table, one at a time in constant memory.
 
-CSV, TSV, JSON Lines, Parquet, plain text, the text ones also as .gz and .xz, the layouts of GLUE
-as they come, standard input, and data sets of the hub. Whatever cannot be read exactly is an
+CSV, TSV, JSON Lines, Parquet, plain text, the text ones also as .gz, .xz and .zst, the layouts of
+GLUE as they come, standard input, and data sets of the hub. Whatever cannot be read exactly is an
 error that names the file and the line; nothing is skipped, repaired or guessed in silence.
 
     for row in read_rows("reviews.csv"):
@@ -22,13 +22,14 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from filbert.data.parquet import parquet_rows
 from filbert.data.quotes import bad_record
 from filbert.errors import FilbertError, UsageError, did_you_mean
 
@@ -41,13 +42,16 @@ SUFFIXES = {
 SIGNATURES = {
     b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
     b"\xfd7zXZ": "is compressed by xz; let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; let its name end in .zst",
     b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save it as CSV (UTF-8)",
     b"PAR1": "is a Parquet file; name it .parquet, or add --format parquet",
     b"\xff\xfe": "is UTF-16 text; add --encoding utf-16",
     b"\xfe\xff": "is UTF-16 text; add --encoding utf-16",
 }
+COMPRESSED = (".gz", ".xz", ".zst")
 MAX_LINE = 1 << 26  # bytes; a file without line ends must not fill the memory
 MAX_CELL = 1 << 22  # characters of one CSV row; more means that a quote was never closed
+MIB = 1 << 20
 HEAD = 200  # rows looked at to tell a header, or a column of labels
 
 # What columns are called in the wild, in the order of preference; compared in lower case.
@@ -83,6 +87,8 @@ def read_rows(
     format: str | None = None,
     encoding: str = "utf-8",
     header: bool | None = None,
+    columns: Sequence[str] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Iterator[Row]:
     """The rows of `path` one by one; memory does not grow with the file.
 
@@ -90,7 +96,9 @@ def read_rows(
     `hub:owner/name[/config][:split]` (split "train" if not said). Cells of CSV and TSV are strings,
     those of JSONL and Parquet keep their types; a Parquet column of classes that carries their
     names gives names. Plain text has one column, "text". Without a header columns are named "1",
-    "2", ... Raises `UsageError` at once for a wrong name or option, `FilbertError` on the way for
+    "2", ... Of Parquet only `columns` are read, where they are there. `progress` is told now and
+    then how many bytes of the file, compressed as it is, have been read (no standard input, no
+    hub). Raises `UsageError` at once for a wrong name or option, `FilbertError` on the way for
     content that cannot be read, with its line.
     """
     name = os.fspath(path)
@@ -105,12 +113,13 @@ def read_rows(
     if kind == "parquet":
         if name == "-":
             raise UsageError("Parquet cannot be read from standard input; name a file")
-        return _parquet_rows(name)
+        rows = parquet_rows(name, columns=columns, progress=progress)
+        return (Row(number, values) for number, values in enumerate(rows, 1))
     try:
         "a".encode(encoding)
     except LookupError:
         raise UsageError(f"unknown --encoding '{encoding}'; try utf-8, latin-1, gb18030") from None
-    lines = _lines(name, encoding)
+    lines = _lines(name, encoding, progress)
     shown = shown_name(name)
     if kind == "text":
         texts = (line.removesuffix("\n").removesuffix("\r") for line in lines)
@@ -147,45 +156,62 @@ def _check_path(path: Path) -> None:
 
 
 def _data_files(folder: Path, word: str = "") -> str:
-    names = sorted(item.name for item in folder.iterdir() if _kind(item.name))
+    names = sorted(item.name for item in folder.iterdir() if kind_of(item.name))
     more = ", ..." if len(names) > 6 else ""
     return f"{word}: {', '.join(names[:6])}{more}" if names else ""
 
 
-def _kind(name: str) -> str | None:
-    stem = name.lower().removesuffix(".gz").removesuffix(".xz")
-    kind = SUFFIXES.get(os.path.splitext(stem)[1])
-    return None if kind == "parquet" and stem != name.lower() else kind
+def kind_of(name: str) -> str | None:
+    """The format that a file's name tells, or None."""
+    stem, last = os.path.splitext(name.lower())
+    kind = SUFFIXES.get(os.path.splitext(stem)[1] if last in COMPRESSED else last)
+    return None if kind == "parquet" and last in COMPRESSED else kind
 
 
 def _format_of(name: str) -> str:
-    if kind := _kind(name):
+    if kind := kind_of(name):
         return kind
     hint = "; a .json of one object a line is jsonl" if ".json" in name.lower() else ""
     raise UsageError(
         f"{name}: the format cannot be told from the name, which may end in {', '.join(SUFFIXES)} "
-        f"(text ones also with .gz or .xz behind). Add --format {', '.join(FORMATS)}{hint}"
+        f"(text ones also with .gz, .xz or .zst behind). Add --format {', '.join(FORMATS)}{hint}"
     )
 
 
-def _open(name: str) -> Any:
+@contextmanager
+def _open(name: str) -> Iterator[tuple[Any, Any]]:
+    """The bytes of a file, unpacked, and the open file under them, whose place tells progress."""
     if name == "-":
         if sys.stdin is None:
             raise FilbertError("standard input is closed; name a file, or lead rows in by a pipe")
-        return nullcontext(sys.stdin.buffer)
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-    return openers.get(os.path.splitext(name)[1].lower(), open)(name, "rb")
+        yield sys.stdin.buffer, sys.stdin.buffer
+        return
+    with open(name, "rb") as raw:
+        file: Any = raw
+        match os.path.splitext(name)[1].lower():
+            case ".gz":
+                file = gzip.GzipFile(fileobj=raw)
+            case ".xz":
+                file = lzma.LZMAFile(raw)  # noqa: SIM115 - `raw` is closed above, and holds it all
+            case ".zst":
+                import pyarrow as pa
+
+                file = io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), MIB)
+        yield file, raw
 
 
-def _lines(name: str, encoding: str) -> Iterator[str]:
+def _lines(
+    name: str, encoding: str, progress: Callable[[int], object] | None = None
+) -> Iterator[str]:
     """The decoded lines of a file with their line ends, without a byte order mark."""
     shown = shown_name(name)
     wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     number = 0
     place = 0  # bytes before this line
+    due = MIB  # `place` at which progress is told next
     raw: Any = b""
     try:
-        with _open(name) as file:
+        with _open(name) as (file, packed):
             start = b"" if wide else file.peek(6)
             for mark in filter(start.startswith, SIGNATURES):
                 raise FilbertError(f"{shown} {SIGNATURES[mark]}")
@@ -203,15 +229,20 @@ def _lines(name: str, encoding: str) -> Iterator[str]:
                     )
                 yield line.removeprefix("\ufeff") if number == 1 else line
                 place += len(raw)
+                if progress is not None and place >= due:
+                    progress(packed.tell())
+                    due = place + MIB
+            if progress is not None:
+                progress(packed.tell())
     except UnicodeError as error:
         raise _undecodable(shown, number, place, raw, error) from None
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise FilbertError(f"cannot read {shown}: {error.strerror or error}") from None
         raise FilbertError(
             f"{shown}: the compressed data is broken or cut short after line {number} ({error}); "
             "fetch or compress the file again"
         ) from None
-    except OSError as error:
-        raise FilbertError(f"cannot read {shown}: {error.strerror or error}") from None
     if not number:
         raise FilbertError(f"{shown} is empty; rows of text were expected")
 
@@ -408,51 +439,15 @@ def _lone_surrogate(values: dict[str, Any]) -> str:
     return ""
 
 
-def _parquet_rows(name: str) -> Iterator[Row]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(name) as file:
-            names = file.schema_arrow.names
-            classes = _class_names(file.schema_arrow.metadata or {})
-            for batch in file.iter_batches(batch_size=1024):
-                columns = [values.to_pylist() for values in batch.columns]
-                for place in {names.index(column) for column in classes if column in names}:
-                    there = classes[names[place]]
-                    columns[place] = [_class_name(value, there) for value in columns[place]]
-                for cells in zip(*columns, strict=True):
-                    number += 1
-                    yield Row(number, dict(zip(names, cells, strict=True)))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FilbertError(
-            f"{name} cannot be read as Parquet, after {number:,} rows ({error}). The file is "
-            "damaged, cut short, or of another format (--format)"
-        ) from None
-    if not number:
-        raise FilbertError(f"{name} has columns ({_clip(names)}) but no rows")
-
-
-def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of integer classes that data sets of the hub write beside their Parquet columns."""
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        found = {column: feature.get("names") for column, feature in features.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # not there, or another layout: the integers stay as they are
-    return {column: names for column, names in found.items() if isinstance(names, list)}
-
-
-def _class_name(value: Any, names: list[str]) -> Any:
-    """The name of class `value`; -1 is how the hub marks a label that is withheld."""
-    if type(value) is not int or not -1 <= value < len(names):
-        return value
-    return None if value == -1 else str(names[value])
-
-
 def _hub_rows(name: str, format: str | None, encoding: str, header: bool | None) -> Iterator[Row]:
     """Rows of all files of one split of a hub data set, numbered through."""
+    reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
+    rows = chain.from_iterable(read_rows(file, **reading) for file in hub_files(name))
+    return (Row(number, row.values) for number, row in enumerate(rows, 1))
+
+
+def hub_files(name: str) -> list[Path]:
+    """The local files of `hub:owner/name[/config][:split]`, fetched if need be, in order."""
     repository, _, split = name.removeprefix("hub:").partition(":")
     parts = repository.split("/")
     if not all(parts) or len(parts) > 3:
@@ -460,7 +455,4 @@ def _hub_rows(name: str, format: str | None, encoding: str, header: bool | None)
     from filbert.sources import dataset_files
 
     config = parts[2] if len(parts) == 3 else None
-    files = dataset_files("/".join(parts[:2]), config=config, split=split or "train")
-    reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
-    rows = chain.from_iterable(read_rows(file, **reading) for file in files)
-    return (Row(number, row.values) for number, row in enumerate(rows, 1))
+    return dataset_files("/".join(parts[:2]), config=config, split=split or "train")

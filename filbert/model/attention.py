@@ -7,6 +7,9 @@
 - `packed`: tokens of all sequences lie end to end; no padding token exists anywhere. Sequences of
   equal length that stand side by side share a call of the kernel; a text never sees another.
 
+Training on a CPU without dropout, short packed sequences take batched matrix products
+(`ProductAttention`) in the kernel's place.
+
 tests/unit/model/test_attention.py holds the three to each other.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,7 @@ from torch import Tensor
 from filbert.model.dropout import dropout as drop
 
 PATHS = ("packed", "sdpa", "eager")
+LONGEST_PRODUCT = 256  # tokens up to which training on a CPU keeps the attention weights
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def _packed(
     heads, size = query.shape[1:]
     tokens = [sequences * length for sequences, length in layout.runs]
     first_only = len(query) != len(key)
+    trains_on_cpu = query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad
     asking = [sequences for sequences, _ in layout.runs] if first_only else tokens
     parts = []
     for (sequences, _), *qkv in zip(
@@ -114,6 +120,37 @@ def _packed(
     ):
         q, k, v = (x.unflatten(0, (sequences, -1)).transpose(1, 2) for x in qkv)
         # each (sequences, heads, length, head), no copy; the query's length may be 1
-        context = _fused(q, k, v, None, dropout)
+        if trains_on_cpu and not dropout and q.shape[2] == k.shape[2] <= LONGEST_PRODUCT:
+            context = ProductAttention.apply(q, k, v)
+        else:
+            context = _fused(q, k, v, None, dropout)
         parts.append(context.transpose(1, 2).reshape(-1, heads, size))  # (tokens, heads, head)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class ProductAttention(torch.autograd.Function):
+    """Attention by batched matrix products, for training on a CPU: with short sequences the weights
+    are small, and keeping them is cheaper than the fused kernel, which computes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each (sequences, heads, length, head). Keeps the softmax."""
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+        scores = torch.baddbmm(
+            q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5
+        )  # (sequences * heads, length, length)
+        weights = torch.softmax(scores, -1)
+        ctx.save_for_backward(q, k, v, weights)
+        return torch.bmm(weights, v).view(query.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The derivative of softmax(Q K^T / sqrt(d)) V by its three parts."""
+        q, k, v, weights = ctx.saved_tensors
+        shape, out = grad[0].shape, grad[0].reshape(q.shape)
+        by_value = torch.bmm(weights.transpose(1, 2), out)
+        by_scores = torch._softmax_backward_data(
+            torch.bmm(out, v.transpose(1, 2)), weights, -1, weights.dtype
+        ).mul_(q.shape[-1] ** -0.5)
+        by_query, by_key = torch.bmm(by_scores, k), torch.bmm(by_scores.transpose(1, 2), q)
+        return by_query.view(shape), by_key.view(shape), by_value.view(shape)

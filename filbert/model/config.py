@@ -3,7 +3,12 @@
 Fields are those of the BERT configuration in Hugging Face Transformers and google-research/bert
 (`bert_config.json`), plus `embedding_size` for factorised embeddings (ALBERT, arXiv 1909.11942,
 section 3.1). The schema is closed: a key that is not listed here is kept in `extra` as data, told
-once, and never acted on. Nothing in a configuration can name or run code.
+once, and never acted on. Nothing in a configuration can name or run code. `EncoderConfig` is what
+every encoder shares; the other one is `filbert.model.modern_config.ModernBertConfig`. A RoBERTa's,
+a DistilBERT's or an ELECTRA's is read as the BERT that it is (`filbert.model.foreign`).
+
+    >>> BertConfig.from_pretrained("all-MiniLM-L6-v2").hidden_size
+    384
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ import math
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from filbert.atomic import write_file
 from filbert.errors import FilbertError, did_you_mean
+from filbert.model.foreign import read_values_as_bert
 from filbert.sources import resolve
 
 logger = logging.getLogger("filbert")
@@ -27,7 +33,7 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 
 COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "max_position_embeddings", "type_vocab_size",
+    "max_position_embeddings",
 )  # fmt: skip
 # Keys that describe the file and not the network; written by other tools, safe to carry along.
 BOOKKEEPING = {
@@ -35,102 +41,88 @@ BOOKKEEPING = {
     "gradient_checkpointing", "return_dict", "output_attentions", "output_hidden_states",
     "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
     "pooler_size_per_head", "pooler_type", "use_cache", "chunk_size_feed_forward",
-    "bos_token_id", "eos_token_id", "sep_token_id", "tie_word_embeddings", "is_encoder_decoder",
+    "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "tie_word_embeddings",
+    "is_encoder_decoder",
     "cross_attention_hidden_size", "torchscript", "tie_encoder_decoder", "prefix", "tf_legacy_loss",
 }  # fmt: skip
 
+# What to say about a model of another kind.
+HINTS = {
+    "modernbert": ": open it with ModernBertModel, ModernBertForMaskedLM or "
+    "ModernBertForSequenceClassification",
+    "bert": ": open it with BertModel, BertForMaskedLM or another class of filbert.model.bert",
+}
+
 
 @dataclass(kw_only=True)
-class BertConfig:
-    """The shape of a BERT. Defaults are BERT-base, uncased English (arXiv 1810.04805, section 3).
+class EncoderConfig:
+    """What the configurations of all encoders share. Open a `BertConfig` or a `ModernBertConfig`.
 
     Raises `FilbertError` for a value of the wrong type or out of range.
     """
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    kind: ClassVar[str]  # the `model_type` of its files
+    title: ClassVar[str]  # for messages
+    dropouts: ClassVar[tuple[str, ...]]  # names of fields in [0, 1)
+    fractions: ClassVar[tuple[str, ...]]  # names of fields in (0, 1)
+    flags: ClassVar[tuple[str, ...]]  # names of fields that are true or false
+    bookkept: ClassVar[set[str]] = BOOKKEEPING
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
     initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int | None = 0
-    position_embedding_type: str = "absolute"
-    classifier_dropout: float | None = None
-    is_decoder: bool = False
-    add_cross_attention: bool = False
-    embedding_size: int | None = None  # None: the same as hidden_size, no projection
+    pad_token_id: int | None
     problem_type: str | None = None
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
     architectures: list[str] | None = None
-    model_type: str = "bert"
+    model_type: str
     bookkeeping: dict[str, Any] = field(default_factory=dict)  # known, carried along unread
     extra: dict[str, Any] = field(default_factory=dict)  # unknown: data, never acted on
 
     def __post_init__(self) -> None:
         for name in COUNTS:
+            self._check_count(name, most=1000 if name == "num_hidden_layers" else 2**31 - 1)
+        for name in self.dropouts:
             value = getattr(self, name)
-            most = (
-                1000 if name == "num_hidden_layers" else 2**31 - 1
-            )  # a million would build for ever
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-                raise FilbertError(
-                    f"config: {name} must be an integer from 1 to {most}, got {value!r}"
-                )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            value = getattr(self, name)
-            if name == "classifier_dropout" and value is None:
-                continue
-            if not _is_number(value) or not 0 <= value < 1:
+            if not is_number(value) or not 0 <= value < 1:
                 raise FilbertError(f"config: {name} must be a number in [0, 1), got {value!r}")
-        for name in ("initializer_range", "layer_norm_eps"):
+        for name in self.fractions:
             value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < 1:
+            if not is_number(value) or not 0 < value < 1:
                 raise FilbertError(f"config: {name} must be a number in (0, 1), got {value!r}")
-        for name in ("is_decoder", "add_cross_attention"):
+        for name in self.flags:
             if not isinstance(getattr(self, name), bool):
                 raise FilbertError(
                     f"config: {name} must be true or false, got {getattr(self, name)!r}"
                 )
-        if self.is_decoder or self.add_cross_attention:
-            raise FilbertError(
-                "config: is_decoder and add_cross_attention ask for a decoder; "
-                "filbert's BERT is the encoder (set both to false)"
-            )
         if self.hidden_size % self.num_attention_heads:
             raise FilbertError(
                 f"config: hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise FilbertError(
-                f"config: hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
-            )
-        if self.position_embedding_type != "absolute":
-            raise FilbertError(
-                f"config: position_embedding_type {self.position_embedding_type!r} is not "
-                "supported; BERT's own is 'absolute'"
             )
         pad = self.pad_token_id
         if pad is not None and (not isinstance(pad, int) or not 0 <= pad < self.vocab_size):
             raise FilbertError(
                 f"config: pad_token_id {pad!r} is outside the vocabulary of {self.vocab_size}"
             )
-        width = self.embedding_size
-        if width is not None and (
-            isinstance(width, bool) or not isinstance(width, int) or width < 1
-        ):
-            raise FilbertError(f"config: embedding_size must be a positive integer, got {width!r}")
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise FilbertError(
                 f"config: problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}"
             )
         self.id2label = _read_labels(self.id2label)
+
+    def _check_count(self, name: str, *, most: int = 2**31 - 1) -> None:
+        value = getattr(self, name)  # a million layers would build for ever
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise FilbertError(f"config: {name} must be an integer from 1 to {most}, got {value!r}")
+
+    def _check_activation(self, name: str) -> None:
+        if (value := getattr(self, name)) not in ACTIVATIONS:
+            raise FilbertError(f"config: {name} {value!r} is not one of {', '.join(ACTIVATIONS)}")
 
     @property
     def num_labels(self) -> int:
@@ -143,17 +135,21 @@ class BertConfig:
         return {label: index for index, label in self.id2label.items()}
 
     @property
-    def factorised(self) -> bool:
-        """Whether embeddings are narrower than the hidden states and projected up to them."""
-        return self.embedding_size is not None and self.embedding_size != self.hidden_size
-
-    @property
     def head_size(self) -> int:
         """Width of one attention head, d_k in Vaswani et al. 2017."""
         return self.hidden_size // self.num_attention_heads
 
+    def weight_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Ending of a tensor's name -> the shape that this configuration asks of it, for a few."""
+        raise NotImplementedError
+
     @classmethod
-    def from_dict(cls, values: dict[str, Any], *, source: str = "config") -> BertConfig:
+    def translate(cls, values: dict[str, Any], *, source: str) -> dict[str, Any]:
+        """Other spellings of this configuration as its own fields; here there are none."""
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, source: str = "config") -> Self:
         """Read a parsed `config.json` or `bert_config.json`.
 
         Unknown keys go to `extra` and are told once, through the log. Raises `FilbertError` for
@@ -161,9 +157,13 @@ class BertConfig:
         """
         if not isinstance(values, dict):
             raise FilbertError(f"{source}: expected a JSON object, got {type(values).__name__}")
+        values = cls.translate(values, source=source)
         kind = values.get("model_type", "bert")
-        if kind != "bert":
-            raise FilbertError(f"{source}: model_type {kind!r} is not supported; expected 'bert'")
+        if kind != cls.kind:
+            raise FilbertError(
+                f"{source}: model_type {kind!r} is not supported; expected {cls.kind!r}"
+                + HINTS.get(kind if isinstance(kind, str) else "", "")
+            )
         known = {f.name for f in fields(cls)} - {"bookkeeping", "extra"}
         given = {key: value for key, value in values.items() if key in known}
         num_labels = values.get("num_labels")
@@ -172,8 +172,8 @@ class BertConfig:
         if given.get("id2label", 0) is None:
             del given["id2label"]
         rest = {k: v for k, v in values.items() if k not in known | {"num_labels", "label2id"}}
-        bookkeeping = {k: v for k, v in rest.items() if k in BOOKKEEPING}
-        extra = {k: v for k, v in rest.items() if k not in BOOKKEEPING}
+        bookkeeping = {k: v for k, v in rest.items() if k in cls.bookkept}
+        extra = {k: v for k, v in rest.items() if k not in cls.bookkept}
         if extra:
             logger.warning(
                 "%s: keys kept as data and not acted on: %s", source, ", ".join(sorted(extra))
@@ -198,7 +198,7 @@ class BertConfig:
         out["dtype"] = "float32"
         return out
 
-    def replace(self, **changes: Any) -> BertConfig:
+    def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; `num_labels=3` renames the labels to LABEL_0 ... 2."""
         num_labels = changes.pop("num_labels", None)
         changes.pop("label2id", None)
@@ -207,16 +207,17 @@ class BertConfig:
         known = {f.name for f in fields(self)}
         for key in changes:
             if key not in known:
-                raise FilbertError(f"unknown option {key!r} for a BERT.{did_you_mean(key, known)}")
-        return BertConfig(**{**{name: getattr(self, name) for name in known}, **changes})
+                raise FilbertError(
+                    f"unknown option {key!r} for a {self.title}.{did_you_mean(key, known)}"
+                )
+        return type(self)(**{**{name: getattr(self, name) for name in known}, **changes})
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | PathLike[str], *, revision: str | None = None
-    ) -> BertConfig:
+    def from_pretrained(cls, name: str | PathLike[str], *, revision: str | None = None) -> Self:
         """Read the configuration of a folder, an installed name or a hub name."""
         folder = resolve(name, revision=revision, weights=False)
-        return read_config(folder)
+        values, source = read_values(folder)
+        return cls.from_dict(values, source=source)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` into `folder`."""
@@ -227,17 +228,100 @@ class BertConfig:
         )
 
 
-def read_config(folder: Path) -> BertConfig:
-    """The configuration in `folder`: `config.json`, else Google's `bert_config.json`."""
+@dataclass(kw_only=True)
+class BertConfig(EncoderConfig):
+    """The shape of a BERT. Defaults are BERT-base, uncased English (arXiv 1810.04805, section 3).
+
+    Raises `FilbertError` for a value of the wrong type or out of range.
+    """
+
+    kind: ClassVar[str] = "bert"
+    title: ClassVar[str] = "BERT"
+    dropouts: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    fractions: ClassVar[tuple[str, ...]] = ("initializer_range", "layer_norm_eps")
+    flags: ClassVar[tuple[str, ...]] = ("is_decoder", "add_cross_attention")
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+    position_embedding_type: str = "absolute"
+    classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    embedding_size: int | None = None  # None: the same as hidden_size, no projection
+    model_type: str = "bert"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_count("type_vocab_size")
+        own = self.classifier_dropout
+        if own is not None and (not is_number(own) or not 0 <= own < 1):
+            raise FilbertError(f"config: classifier_dropout must be in [0, 1), got {own!r}")
+        if self.is_decoder or self.add_cross_attention:
+            raise FilbertError(
+                "config: is_decoder and add_cross_attention ask for a decoder; "
+                "filbert's BERT is the encoder (set both to false)"
+            )
+        self._check_activation("hidden_act")
+        if self.position_embedding_type != "absolute":
+            raise FilbertError(
+                f"config: position_embedding_type {self.position_embedding_type!r} is not "
+                "supported; BERT's own is 'absolute'"
+            )
+        width = self.embedding_size
+        if width is not None and (
+            isinstance(width, bool) or not isinstance(width, int) or width < 1
+        ):
+            raise FilbertError(f"config: embedding_size must be a positive integer, got {width!r}")
+
+    @property
+    def factorised(self) -> bool:
+        """Whether embeddings are narrower than the hidden states and projected up to them."""
+        return self.embedding_size is not None and self.embedding_size != self.hidden_size
+
+    def weight_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Ending of a tensor's name -> the shape that this configuration asks of it, for a few."""
+        width, hidden = self.embedding_size or self.hidden_size, self.hidden_size
+        return {
+            "embeddings.word_embeddings.weight": (self.vocab_size, width),
+            "embeddings.position_embeddings.weight": (self.max_position_embeddings, width),
+            "embeddings.token_type_embeddings.weight": (self.type_vocab_size, width),
+            "layer.0.attention.self.query.weight": (hidden, hidden),
+            "layer.0.intermediate.dense.weight": (self.intermediate_size, hidden),
+            f"layer.{self.num_hidden_layers - 1}.attention.self.query.weight": (hidden, hidden),
+        }
+
+    @classmethod
+    def translate(cls, values: dict[str, Any], *, source: str) -> dict[str, Any]:
+        """A RoBERTa's, DistilBERT's or ELECTRA's configuration as a BERT's."""
+        return read_values_as_bert(values, source=source)
+
+
+def read_values(folder: Path) -> tuple[dict[str, Any], str]:
+    """The parsed `config.json` of `folder`, else Google's `bert_config.json`, and its path."""
     for name in ("config.json", "bert_config.json"):
         path = folder / name
         if path.is_file():
             try:
-                values = json.loads(path.read_text("utf-8"))
+                return json.loads(path.read_text("utf-8")), str(path)
             except (ValueError, RecursionError) as error:
                 raise FilbertError(f"{path} is not valid JSON: {error}") from None
-            return BertConfig.from_dict(values, source=str(path))
     raise FilbertError(f"{folder} holds no config.json: it is not a model folder")
+
+
+def read_config(folder: Path) -> BertConfig:
+    """The configuration of the BERT in `folder`; `modern_config.read_any_config` reads any."""
+    values, source = read_values(folder)
+    return BertConfig.from_dict(values, source=source)
 
 
 def default_labels(count: Any) -> dict[int, str]:
@@ -259,5 +343,6 @@ def _read_labels(value: Any) -> dict[int, str]:
     return dict(sorted(labels.items()))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite int or float, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,6 +6,8 @@ elsewhere it is emulated and many times slower than float32.
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from filbert.errors import UsageError
@@ -68,3 +70,20 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     if native:
         return torch.bfloat16, f"computed natively by {feature}"
     return torch.float32, f"{device.type} has {feature}"
+
+
+PROBE_SIZE = 2048  # rows and columns of the matrices that are multiplied
+PROBE_SECONDS = 0.3
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second (GFLOP/s) of square matrix products, the best seen."""
+    left, right = (torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype) for _ in "lr")
+    torch.mm(left, right)  # the first one picks and prepares the kernel
+    best = float("inf")
+    end = time.perf_counter() + PROBE_SECONDS
+    while best == float("inf") or time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(left, right).sum().item()  # item() waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * PROBE_SIZE**3 / best / 1e9

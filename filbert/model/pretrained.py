@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from filbert.errors import FilbertError
 from filbert.model.attention import PATHS
-from filbert.model.config import BertConfig, read_config
+from filbert.model.config import BertConfig, EncoderConfig, read_values
+from filbert.model.foreign import layout_of, read_tensors_as_bert
 from filbert.sources import resolve
 
 logger = logging.getLogger("filbert")
 
 
 class PretrainedModel(nn.Module):
-    """A model with a `BertConfig`, opened from and written to the Hugging Face folder layout."""
+    """A model with its configuration, opened from and written to the Hugging Face folder layout."""
 
-    def __init__(self, config: BertConfig) -> None:
+    config_class: ClassVar[type[EncoderConfig]] = BertConfig
+    words_name: ClassVar[str] = "word_embeddings"  # among the embeddings
+
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
 
@@ -67,6 +71,22 @@ class PretrainedModel(nn.Module):
                 vars(module)["gradient_checkpointing"] = enabled
 
     @property
+    def base_model(self) -> PretrainedModel:
+        """The encoder below the heads; an encoder is its own."""
+        inner = (child for child in self.children() if isinstance(child, PretrainedModel))
+        return next(inner, self)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The matrix that words are read with, whatever its name."""
+        embeddings: Any = self.base_model.embeddings
+        matrix: nn.Embedding = getattr(embeddings, self.words_name)
+        return matrix
+
+    def set_input_embeddings(self, matrix: nn.Embedding) -> None:
+        """Read words with another matrix; `tie_weights` then lets the word head follow."""
+        setattr(self.base_model.embeddings, self.words_name, matrix)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
@@ -81,7 +101,7 @@ class PretrainedModel(nn.Module):
         cls,
         name: str | PathLike[str],
         *,
-        config: BertConfig | None = None,
+        config: EncoderConfig | None = None,
         revision: str | None = None,
         attn_implementation: str | None = None,
         dtype: torch.dtype | None = None,
@@ -90,20 +110,38 @@ class PretrainedModel(nn.Module):
     ) -> Self:
         """Open a model: a folder, a name that an installed package carries, or a hub name.
 
+        The classes of BERT read RoBERTa, DistilBERT and ELECTRA checkpoints too (their encoders,
+        word heads and RoBERTa's classification head), see `filbert.model.foreign`.
+
         `changes` override fields of the configuration (`num_labels=3`, `hidden_dropout_prob=0`).
         Weights that the folder lacks are drawn afresh and told in one table through the log;
         `new_head=True` says that a new head is wanted, so that it is not told. The model is
         returned in evaluation mode, float32 unless `dtype` says otherwise.
 
-        Raises `FilbertError` if the folder has no usable weights or the encoder does not fit.
+        Raises `FilbertError` if the folder has no usable weights, the encoder does not fit, or the
+        configuration is another kind of model's.
         """
         from filbert.model.weights import load_into, read_weights
 
         folder = resolve(name, revision=revision)
-        config = read_config(folder) if config is None else config
+        values: dict[str, Any] = {}
+        if config is None or (folder / "config.json").is_file():
+            values, file = read_values(folder)
+        config = cls.config_class.from_dict(values, source=file) if config is None else config
         if changes:
             config = config.replace(**changes)
         tensors = read_weights(folder)
+        if layout_of(values) is not None:
+            with torch.device("meta"):  # names alone
+                wanted = set(cls(config.replace(num_hidden_layers=1)).state_dict())
+            tensors = read_tensors_as_bert(
+                values,
+                tensors,
+                hidden_act=getattr(config, "hidden_act", ""),
+                wanted=wanted,
+                new_head=new_head,
+                source=str(name),
+            )
         check_sizes(config, tensors, source=str(name))  # before memory is taken for them
         model = cls(config)
         report = load_into(
@@ -134,29 +172,26 @@ class PretrainedModel(nn.Module):
         write_weights(self.state_dict(), target, max_shard_bytes=max_shard_bytes)
 
 
-ENCODER = ("bert.embeddings.", "bert.encoder.", "embeddings.", "encoder.")
-HEADS = ("classifier.", "cls.", "bert.pooler.", "pooler.", "qa_outputs.")
+ENCODER = (
+    *("bert.embeddings.", "bert.encoder.", "embeddings.", "encoder."),
+    *("model.", "layers.", "final_norm."),  # a ModernBERT's
+)
+HEADS = (
+    *("classifier.", "cls.", "bert.pooler.", "pooler.", "qa_outputs.", "head.", "decoder."),
+    *("discriminator_predictions.", "lm_head."),  # an ELECTRA's and a RoBERTa's
+)
 
 
-def check_sizes(config: BertConfig, tensors: dict[str, torch.Tensor], *, source: str) -> None:
+def check_sizes(config: EncoderConfig, tensors: dict[str, torch.Tensor], *, source: str) -> None:
     """Raise `FilbertError` where the configuration asks for another size than the weights have, so
     that a wrong number in a file is told instead of filling the memory."""
-    width, hidden = config.embedding_size or config.hidden_size, config.hidden_size
-    expected = {
-        "embeddings.word_embeddings.weight": (config.vocab_size, width),
-        "embeddings.position_embeddings.weight": (config.max_position_embeddings, width),
-        "embeddings.token_type_embeddings.weight": (config.type_vocab_size, width),
-        "layer.0.attention.self.query.weight": (hidden, hidden),
-        "layer.0.intermediate.dense.weight": (config.intermediate_size, hidden),
-        f"layer.{config.num_hidden_layers - 1}.attention.self.query.weight": (hidden, hidden),
-    }
-    for ending, size in expected.items():
+    for ending, size in config.weight_sizes().items():
         found = [tuple(tensor.shape) for name, tensor in tensors.items() if name.endswith(ending)]
         if not found:
             raise FilbertError(
                 f"{source}: the weights have no {ending}, which the configuration "
                 f"({config.num_hidden_layers} layers) asks for: the two do not belong together, or "
-                "this is not a BERT"
+                f"this is not a {config.title}"
             )
         if found[0] != size:
             raise FilbertError(

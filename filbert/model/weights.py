@@ -317,7 +317,9 @@ def _match_names(
     report = LoadReport(source)
     for name in tensors:
         full = from_pytorch(name)
-        free = (n for n in (full, full.removeprefix("bert.")) if n in ours and n not in found)
+        # With and without the model's name in front, a BERT's and a ModernBERT's.
+        spelt = (full, full.removeprefix("bert."), f"model.{name}", name.removeprefix("model."))
+        free = (n for n in spelt if n in ours and n not in found)
         if name in ours or name.endswith(_CONSTANTS):
             continue
         if (match := next(free, None)) is not None:

@@ -21,7 +21,7 @@ from filbert.atomic import clear_leftovers, write_file
 from filbert.bundle import MANIFEST
 from filbert.data.examples import Examples
 from filbert.errors import FilbertError, UsageError
-from filbert.train.options import ClassifyOptions, parse_options, read_recipe
+from filbert.train.options import RunOptions, parse_options, read_recipe
 
 RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.json"
@@ -37,7 +37,7 @@ RUN_FILES = {RECIPE, ENVIRONMENT, SEEDS, "metrics.jsonl", "evaluation.json", "re
 FREE = {"resume", "overwrite", "out", "keep_checkpoints", "tensorboard", "threads", "save_every"}
 
 
-def check_folder(out: Path, options: ClassifyOptions) -> None:
+def check_folder(out: Path, options: RunOptions) -> None:
     """Refuse to mix two runs, to write among files that are not of a run, or to overwrite what the
     new run is to learn from. Changes nothing."""
     if options.resume and options.overwrite:
@@ -65,7 +65,7 @@ def check_folder(out: Path, options: ClassifyOptions) -> None:
                 "take it out first, or choose another folder"
             )
         for name in ("base", "data", "dev", "test"):
-            value = getattr(options, name)
+            value = getattr(options, name, None)
             if (
                 value
                 and os.path.exists(value)
@@ -76,10 +76,10 @@ def check_folder(out: Path, options: ClassifyOptions) -> None:
                     "choose another folder for the new run"
                 )
         return
-    before = parse_options(read_recipe(out / RECIPE), source=str(out / RECIPE))
+    before = parse_options(read_recipe(out / RECIPE), type(options), source=str(out / RECIPE))
     changed = [
         f"{name} {getattr(before, name)!r}, now {getattr(options, name)!r}"
-        for name in ClassifyOptions.model_fields
+        for name in type(options).model_fields
         if name not in FREE and getattr(before, name) != getattr(options, name)
     ]
     if changed:
@@ -106,7 +106,7 @@ def leftover(name: str) -> bool:
     return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
-def claim_folder(out: Path, options: ClassifyOptions) -> None:
+def claim_folder(out: Path, options: RunOptions) -> None:
     """Make the folder this run's: clear an older run away, keep the recipe."""
     if out.is_dir():
         for path in out.iterdir():
@@ -148,14 +148,21 @@ def locked(out: Path) -> Iterator[None]:
             (out / LOCK).unlink(missing_ok=True)
 
 
-def recipe_text(options: ClassifyOptions) -> str:
+def recipe_text(options: RunOptions) -> str:
     """The options as TOML, those that are set."""
-    lines = [
-        f"{k} = {json.dumps(v, ensure_ascii=False)}"
-        for k, v in options.model_dump().items()
-        if v is not None
-    ]
-    return "\n".join([WRITTEN, *lines]) + "\n"
+    return "\n".join([WRITTEN, *(f"{k} = {toml(v)}" for k, v in values(options).items())]) + "\n"
+
+
+def values(options: RunOptions) -> dict[str, Any]:
+    """The options that are set."""
+    return {name: value for name, value in options.model_dump().items() if value is not None}
+
+
+def toml(value: Any) -> str:
+    """A value as TOML; a table stands in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml(str(k))} = {toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def environment(device: torch.device, dtype: torch.dtype, reason: str) -> dict[str, Any]:
@@ -183,6 +190,7 @@ def record_environment(
     data: str,
     resume: bool,
     warn: Callable[[str], None],
+    processes: int = 1,
 ) -> None:
     """Write `environment.json`; a resumed run must have the data it was started with."""
     path = out / ENVIRONMENT
@@ -193,7 +201,11 @@ def record_environment(
             warn(f"{path} is damaged; whether the rows are the same cannot be checked")
             started = {}
         before = started.get("data_sha256")
-        for name, now in (("threads", torch.get_num_threads()), ("torch", torch.__version__)):
+        for name, now in (
+            ("threads", torch.get_num_threads()),
+            ("torch", torch.__version__),
+            ("processes", processes),
+        ):
             if name in started and started[name] != now:
                 was = started.get(name)
                 warn(f"resumed with {name} {now}, started with {was}: the last bits may differ")
@@ -202,7 +214,9 @@ def record_environment(
                 f"--resume: the rows are not those that {out} was started with (their checksum "
                 "differs); train on the same files, or start again with --overwrite"
             )
-    described = {**environment(device, dtype, reason), "data_sha256": data}
+    described = {
+        **environment(device, dtype, reason), "processes": processes, "data_sha256": data
+    }  # fmt: skip
     write_file(path, json.dumps(described, indent=2) + "\n")
 
 

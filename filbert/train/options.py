@@ -1,4 +1,4 @@
-"""Every option of `filbert train classify`, once: for the command line, recipes and run folders.
+"""Every option of a training run, once: for the command line, recipes and run folders.
 
 A recipe is a TOML file whose keys are these fields; an unknown key is an error that names the
 nearest valid one. Options typed on the command line win over the recipe.
@@ -8,19 +8,58 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from filbert.errors import UsageError, did_you_mean
 
+Options = TypeVar("Options", bound=BaseModel)
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
-class ClassifyOptions(BaseModel):
-    """What to learn from, what to start with, how to train, where to write."""
+class RunOptions(BaseModel):
+    """What every training run has: where to write, how to optimise, when to save, on what machine.
+
+    `ClassifyOptions` and `PretrainOptions` add what to learn from."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    # where to write
+    out: str = Field(description="Folder of the run and of the finished bundle")
+    overwrite: bool = Field(False, description="Replace what is in the output folder")
+    resume: bool = Field(False, description="Go on from the newest checkpoint in the folder")
+
+    # optimisation
+    lr: float = Field(5e-5, gt=0, le=1e3, description="Highest learning rate")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(
+        "linear", description="Decay of it (wsd: warm-up, stable, decay)"
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of steps that warm up")
+    decay: float = Field(0.2, gt=0, le=1, description="Share of steps that decay, for wsd")
+    weight_decay: float = Field(0.01, ge=0, le=1e3, description="Decay (not of biases, norms)")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="Learning rate factor a layer down")
+    clip: float = Field(1.0, ge=0, description="Largest gradient norm (0: no clipping)")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights (0: off)")
+    dropout: float | None = Field(None, ge=0, le=0.99, description="Dropout (else the model's own)")
+    seed: int = Field(42, ge=0, lt=2**62, description="Seed of everything that is drawn")
+
+    # evaluation and files
+    eval_every: int = Field(0, ge=0, description="Steps between evaluations (0: each epoch)")
+    patience: int = Field(0, ge=0, description="Stop after N evaluations without gain (0: off)")
+    save_every: int = Field(0, ge=0, description="Steps between checkpoints (0: by the clock)")
+    keep_checkpoints: bool = Field(False, description="Keep checkpoints after the end")
+    tensorboard: bool = Field(True, description="Write TensorBoard events")
+
+    # machine
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="Compute precision")
+    gradient_checkpointing: bool = Field(False, description="Less memory for more compute")
+    threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")
+
+
+class ClassifyOptions(RunOptions):
+    """What to learn from, what to start with, how to train, where to write."""
 
     # what to learn from
     data: str = Field(
@@ -44,9 +83,6 @@ class ClassifyOptions(BaseModel):
     # what to start with, where to write
     base: str = Field(description="Folder, hub name or installed name of the model to start from")
     revision: str | None = Field(None, description="Revision of a hub model")
-    out: str = Field(description="Folder of the run and of the finished bundle")
-    overwrite: bool = Field(False, description="Replace what is in the output folder")
-    resume: bool = Field(False, description="Go on from the newest checkpoint in the folder")
 
     # texts
     max_length: int | None = Field(None, gt=2, description="Tokens in a window (model's limit)")
@@ -58,47 +94,30 @@ class ClassifyOptions(BaseModel):
     batch_tokens: int = Field(1024, gt=0, description="Token budget of a batch")
     batch_size: int | None = Field(None, gt=0, description="At most this many examples in a batch")
     accumulate: int = Field(1, gt=0, description="Batches for each optimizer step")
-    lr: float = Field(5e-5, gt=0, le=1e3, description="Highest learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay of it")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of steps that warm up")
-    weight_decay: float = Field(0.01, ge=0, le=1e3, description="AdamW decay (not biases, norms)")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="Learning rate factor a layer down")
-    clip: float = Field(1.0, ge=0, description="Largest gradient norm (0: no clipping)")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of averaged weights (0: off)")
-    dropout: float | None = Field(None, ge=0, le=0.99, description="Dropout (else the model's own)")
     class_weights: str = Field("none", description="none, balanced, or label=weight,label=weight")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass given to the other labels")
-    seed: int = Field(42, ge=0, lt=2**62, description="Seed of everything that is drawn")
     seeds: int = Field(
         1, gt=0, le=10_000, description="Train this many seeds; report mean, deviation, best"
     )
 
     # evaluation and files
-    eval_every: int = Field(0, ge=0, description="Steps between evaluations (0: each epoch)")
-    patience: int = Field(0, ge=0, description="Stop after N evaluations without gain (0: off)")
     metric: str | None = Field(None, description="Score that picks the best checkpoint")
-    save_every: int = Field(0, ge=0, description="Steps between checkpoints (0: by the clock)")
-    keep_checkpoints: bool = Field(False, description="Keep checkpoints after the end")
-    tensorboard: bool = Field(True, description="Write TensorBoard events")
 
     # machine
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="Compute precision")
     attention: Literal["packed", "sdpa", "eager"] = Field("packed", description="Attention path")
-    gradient_checkpointing: bool = Field(False, description="Less memory for more compute")
-    threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")
 
 
-def parse_options(values: dict[str, Any], *, source: str) -> ClassifyOptions:
-    """Validate `values`; `UsageError` names the wrong key, its neighbour or the wrong value."""
+def parse_options(values: dict[str, Any], kind: type[Options], *, source: str) -> Options:
+    """Validate `values` as a `kind`; `UsageError` names the wrong key, its neighbour or the wrong
+    value."""
     try:
-        return ClassifyOptions(**values)
+        return kind(**values)
     except ValidationError as error:
         lines = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                hint = did_you_mean(key, ClassifyOptions.model_fields)
+                hint = did_you_mean(key, kind.model_fields)
                 lines.append(f"unknown key '{key}'.{hint}")
             elif item["type"] == "missing":
                 lines.append(f"'{key}' is required (--{key.replace('_', '-')})")

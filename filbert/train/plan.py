@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from filbert.data.packing import Ids, plan_epoch
+from filbert.train.loop import Progress, Work
 from filbert.train.options import ClassifyOptions
 
 
@@ -33,28 +34,30 @@ class Plan:
             self._epoch = epoch
         return self._batches
 
-    def step(self, step: int) -> tuple[list[Ids], float, bool]:
-        """The batches of a step, the weight of each example's loss, and whether an epoch ends here.
+    def work(self, progress: Progress) -> Work:
+        """The batches of the next step.
 
         The weight is one over the mean number of examples in a step, so that an example counts the
         same in a batch of many short texts as in a batch of few long ones.
         """
-        epoch = next(i for i, end in enumerate(self.ends) if step < end)
+        epoch = next(i for i, end in enumerate(self.ends) if progress.step < end)
         batches = self.batches(epoch)
         size = self.options.accumulate
-        place = step - (self.ends[epoch - 1] if epoch else 0)
-        mean_examples = len(self.tokens) / math.ceil(len(batches) / size)
-        return (
-            batches[place * size : (place + 1) * size],
-            1 / mean_examples,
-            step + 1 == self.ends[epoch],
+        place = progress.step - (self.ends[epoch - 1] if epoch else 0)
+        taken = batches[place * size : (place + 1) * size]
+        return Work(
+            taken,
+            weight=math.ceil(len(batches) / size) / len(self.tokens),
+            samples=sum(map(len, taken)),
+            tokens=sum(int(self.tokens[batch].sum()) for batch in taken),
+            epoch_ends=progress.step + 1 == self.ends[epoch],
         )
 
-    def epoch_at(self, step: int) -> float:
-        """Passes over the data after `step` steps."""
+    def epoch(self, progress: Progress) -> float:
+        """Passes over the data so far."""
         start = 0
         for epoch, end in enumerate(self.ends):
-            if step <= end:
-                return epoch + (step - start) / (end - start)
+            if progress.step <= end:
+                return epoch + (progress.step - start) / (end - start)
             start = end
         return float(len(self.ends))

@@ -45,7 +45,7 @@ from filbert.tasks import classify, metrics
 from filbert.tasks.calibrate import fit_temperature, fit_thresholds
 from filbert.text import BertTokenizer
 from filbert.train import folder, loop, state
-from filbert.train.optim import unused_row_factor
+from filbert.train.optim import make_optimizer, unused_row_factor
 from filbert.train.options import ClassifyOptions
 from filbert.train.plan import Plan
 from filbert.train.report import write_report
@@ -245,15 +245,16 @@ def run_seed(
     model.gradient_checkpointing_enable(options.gradient_checkpointing)
     model.set_attention(options.attention)
 
-    def batch_loss(trained: nn.Module, examples: Ids) -> Tensor:
+    def batch_loss(trained: nn.Module, examples: Ids) -> tuple[Tensor, Tensor]:
         assert isinstance(trained, BertForSequenceClassification)
-        return classify.loss(
+        losses = classify.loss(
             classify.logits_of(trained, encoded[0].gather(examples)),
             targets[torch.from_numpy(examples)].to(device),
             problem_type=data.problem_type,
             weights=weights,
             label_smoothing=options.label_smoothing,
         )  # fmt: skip
+        return losses.sum(), loop.counted(losses, len(examples))
 
     def predict(trained: nn.Module, part: Encoded) -> NDArray[np.float32]:
         assert isinstance(trained, BertForSequenceClassification)
@@ -270,6 +271,9 @@ def run_seed(
 
     metric = options.metric or metrics.main_metric(data.problem_type)
     plan = Plan(encoded[0].tokens, options, options.seed)
+    optimizer = make_optimizer(
+        model, weight_decay=options.weight_decay, layer_decay=options.layer_decay
+    )
     resumed = state.newest(out, warn=warn)
     with Tracker(
         out, total_steps=plan.total_steps, tensorboard=options.tensorboard, quiet=quiet,
@@ -287,9 +291,10 @@ def run_seed(
             f"{len(trimmed.used):,} embedding rows in use"
         )
         progress = loop.fit(
-            model, plan=plan, batch_loss=batch_loss, evaluate=evaluate, metric=metric,
-            options=options, names=lambda examples: [data.train.id(int(i)) for i in examples],
-            run=out, tracker=tracker, resumed=resumed,
+            model, optimizer=optimizer, plan=plan, batch_loss=batch_loss, summary=loop.mean_loss,
+            evaluate=evaluate, metric=metric, options=options,
+            names=lambda examples: [data.train.id(int(i)) for i in examples], run=out,
+            tracker=tracker, resumed=resumed,
         )  # fmt: skip
     # the model itself now holds the float32 weights; scores are taken as `load` will compute
     computing = classify.for_inference(copy.deepcopy(model), device, dtype)

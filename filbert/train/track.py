@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from filbert.atomic import atomic_path
 from filbert.errors import FilbertError
@@ -83,22 +83,30 @@ def _plain(value: Any) -> float | int | None:
 class Tracker:
     """Records and shows one run; a context manager.
 
-    `run`: the run folder (made if missing). `total_steps`: optimizer steps of the whole run.
-    `resume_step`: the step of the checkpoint that training goes on from, 0 for a new run; rows with
-    a higher step are dropped, a row that is already there is not written twice. `quiet`: show
-    nothing, record all the same. Raises `FilbertError` where the disk is full or not writable.
+    `run`: the run folder (made if missing). `total_steps`: optimizer steps of the whole run, None
+    where a clock ends it. `resume_step`: the step of the checkpoint that training goes on from, 0
+    for a new run; rows with a higher step are dropped, a row that is already there is not written
+    twice. `quiet`: show nothing, record all the same; `silent`: neither, for the other processes of
+    a run. `flops_per_token` and `ceiling` (floating-point operations a second that the machine was
+    seen to reach) give the share of it that is used. Raises `FilbertError` where the disk is full
+    or not writable.
     """
 
     def __init__(
         self,
         run: Path,
         *,
-        total_steps: int,
+        total_steps: int | None,
         tensorboard: bool = True,
         resume_step: int = 0,
         quiet: bool = False,
+        silent: bool = False,
+        flops_per_token: float = 0.0,
+        ceiling: float = math.inf,
     ) -> None:
         """Keep the settings; files are opened on entering."""
+        self.flops_per_token, self.ceiling = flops_per_token, ceiling
+        self._silent = silent
         self.run = Path(run)
         self.total_steps = total_steps
         self.resume_step = resume_step
@@ -112,10 +120,16 @@ class Tracker:
         self._seconds = 0.0  # of training at the last row
         self._loss = self._rate = math.nan  # smoothed, for the display only
         self._started = self._line_time = time.monotonic()
-        self._line_step = resume_step
+        self._line_done: float | None = None  # a clock's share is known with the first row only
+        if total_steps is not None:
+            self._line_done = resume_step / max(total_steps, 1)
+        self._first_done = self._line_done or 0.0
 
     def __enter__(self) -> Tracker:
         """Cut the record back to the checkpoint, open the files, show the bar."""
+        if self._silent:
+            self._quiet = True
+            return self
         path = self.run / METRICS_FILE
         try:
             self.run.mkdir(parents=True, exist_ok=True)
@@ -156,32 +170,43 @@ class Tracker:
         grad_norm: float,
         tokens: int,
         seconds: float,
+        *,
+        parts: Mapping[str, float] | None = None,
+        done: float | None = None,
     ) -> None:
         """Record an optimizer step. `step` counts from 1; `epoch` is the number of passes done.
 
-        `tokens`: how many were computed since the last call. `seconds`: how long the run has
-        trained so far, sessions before a resume included. Need not be called for every step.
+        `parts`: what else the task tells beside its loss. `tokens`: how many were computed since
+        the last call. `seconds`: how long the run has trained so far, sessions before a resume
+        included. `done`: share of the run that lies behind, where its number of steps is not known.
+        Need not be called for every step.
         """
         rate = tokens / (seconds - self._seconds) if seconds > self._seconds else None
         self._seconds = seconds
         row = {
             "epoch": epoch,
             "loss": loss,
+            **(parts or {}),
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens": tokens,
             "tokens_per_second": rate,
             "seconds": seconds,
         }
+        if self.flops_per_token:
+            row["mfu"] = rate * self.flops_per_token / self.ceiling if rate is not None else None
         self._write("train", step, row)
         self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
         if rate is not None:
             self._rate = rate if math.isnan(self._rate) else 0.95 * self._rate + 0.05 * rate
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, completed=step, loss=f"{self._loss:.4f}", rate=self._rate_text())
+            completed = step if self.total_steps is not None else done
+            self._bar.update(task, completed=completed, step=f"{step:,}", loss=f"{self._loss:.4f}",
+                             rate=self._rate_text())  # fmt: skip
         elif not self._quiet:
-            self._line(step, epoch, lr)
+            share = step / max(self.total_steps, 1) if self.total_steps is not None else done or 0.0
+            self._line(step, epoch, lr, share)
 
     def evaluation(self, step: int, epoch: float, scores: Mapping[str, Any]) -> None:
         """Record an evaluation after `step`: the numbers among `scores` (tables are left out)."""
@@ -230,6 +255,8 @@ class Tracker:
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append a row to the record, and its numbers to TensorBoard as `kind/name`."""
+        if self._silent:
+            return
         if self._metrics is None:
             raise RuntimeError("Tracker is a context manager: use it inside `with Tracker(...)`")
         # The checkpoint may have been taken before the evaluation at its own step, or after.
@@ -289,7 +316,7 @@ class Tracker:
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.percentage:.0f} %  step {task.fields[step]}"),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -298,25 +325,39 @@ class Tracker:
             redirect_stdout=False,  # standard output is for results; it must not move to stderr
         )
         self._bar.add_task(
-            "", total=self.total_steps, completed=self.resume_step, loss="-", rate=""
+            "",
+            total=self.total_steps or 1.0,
+            completed=self.resume_step if self.total_steps else 0,
+            step=f"{self.resume_step:,}",
+            loss="-",
+            rate="",
         )
         self._bar.start()
 
     def _rate_text(self) -> str:
-        return "" if math.isnan(self._rate) else f"{self._rate:,.0f} tokens/s"
+        if math.isnan(self._rate):
+            return ""
+        text = f"{self._rate:,.0f} tokens/s"
+        if self.flops_per_token:
+            text += f"  MFU {self._rate * self.flops_per_token / self.ceiling:.0%}"
+        return f"{text}  {memory_in_use() / 1e9:.1f} GB"
 
-    def _line(self, step: int, epoch: float, lr: float) -> None:
+    def _line(self, step: int, epoch: float, lr: float, done: float) -> None:
         """A plain line of progress, if the last one is long enough ago."""
         now = time.monotonic()
-        far = step - self._line_step >= LINE_SHARE * self.total_steps
-        if not (far or now - self._line_time >= LINE_SECONDS or step == self.total_steps):
+        if self._line_done is None:  # the first row of this session
+            self._line_done = self._first_done = done
+            self._started = now
+        far = done - self._line_done >= LINE_SHARE
+        if not (far or now - self._line_time >= LINE_SECONDS or done >= 1):
             return
-        self._line_step, self._line_time = step, now
-        left = (now - self._started) / max(step - self.resume_step, 1) * (self.total_steps - step)
+        self._line_done, self._line_time = done, now
+        gained = done - self._first_done
+        left = f"{clock((now - self._started) / gained * (1 - done))} left" if gained > 0 else ""
+        of = "" if self.total_steps is None else f"/{self.total_steps:,}"
         self.message(
-            f"step {step:,}/{self.total_steps:,} ({step / max(self.total_steps, 1):.0%})  "
-            f"epoch {epoch:.2f}  loss {self._loss:.4f}  lr {lr:.2e}  {self._rate_text()}  "
-            f"{clock(left)} left"
+            f"step {step:,}{of} ({done:.0%})  epoch {epoch:.2f}  loss {self._loss:.4f}  "
+            f"lr {lr:.2e}  {self._rate_text()}  {left}".rstrip()
         )
 
     def _close(self) -> None:
@@ -333,6 +374,18 @@ def clock(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def memory_in_use() -> int:
+    """Bytes this process holds in memory (Linux), else the most it ever held."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
 
 def _event(step: int, values: Mapping[str, float | int | None]) -> bytes:

@@ -1,4 +1,4 @@
-"""Our AdamW against `torch.optim.AdamW`, the schedules by hand, and the trimmed embedding."""
+"""Our AdamW against `torch.optim.AdamW`, averages by hand, and the trimmed embedding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from filbert.model.bert import BertForSequenceClassification
 from filbert.model.config import BertConfig
 from filbert.tasks.classify import logits_of
 from filbert.train import optim
-from filbert.train.optim import AdamW, Average, decays, depth_below_head, learning_rate
+from filbert.train.optim import Average, decays, depth_below_head, make_optimizer
 from filbert.train.options import ClassifyOptions
+from filbert.train.schedule import learning_rate
 from filbert.train.trim import TrimmedEmbedding
 
 TINY = BertConfig(
@@ -51,7 +52,7 @@ def test_equals_torch(monkeypatch: pytest.MonkeyPatch, chunk: int, clip: float) 
         torch.manual_seed(0)
         models.append(BertForSequenceClassification(TINY))
     mine, theirs = models
-    own = AdamW(mine, weight_decay=0.1)
+    own = make_optimizer(mine, weight_decay=0.1)
     groups = [
         {"params": [w for n, w in theirs.named_parameters() if decays(n)], "weight_decay": 0.1},
         {"params": [w for n, w in theirs.named_parameters() if not decays(n)], "weight_decay": 0.0},
@@ -91,21 +92,6 @@ def test_layer_decay_counts_down_from_the_head() -> None:
     assert depth_below_head("bert.embeddings.word_embeddings.weight", 12) == 13
 
 
-def test_schedules_by_hand() -> None:
-    def rates(schedule: str, warmup: float) -> list[float]:
-        return [
-            learning_rate(s, total=10, peak=1.0, warmup=warmup, schedule=schedule)
-            for s in range(10)
-        ]
-
-    assert rates("constant", 0.0) == [1.0] * 10
-    assert rates("linear", 0.0) == pytest.approx([1 - s / 10 for s in range(10)])
-    assert rates("linear", 0.2)[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 7 / 8])
-    cosine = rates("cosine", 0.0)
-    assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5)
-    assert cosine == sorted(cosine, reverse=True)
-
-
 def test_accumulated_batches_equal_one_batch() -> None:
     ids = torch.randint(40, (4, 6), generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 1, 0])
@@ -113,7 +99,7 @@ def test_accumulated_batches_equal_one_batch() -> None:
     for parts in (1, 2):
         torch.manual_seed(0)
         model = BertForSequenceClassification(TINY)
-        optimizer = AdamW(model, weight_decay=0.0)
+        optimizer = make_optimizer(model, weight_decay=0.0)
         for part in range(parts):
             rows = slice(part * 4 // parts, (part + 1) * 4 // parts)
             (model(ids[rows], labels=labels[rows]).loss / parts).backward()
@@ -129,7 +115,7 @@ def test_bf16_weights_are_rounded_masters() -> None:
     layer = nn.Linear(1, 1, bias=False).bfloat16()
     with torch.no_grad():
         layer.weight.fill_(1.0)
-    optimizer = AdamW(layer, weight_decay=0.0)
+    optimizer = make_optimizer(layer, weight_decay=0.0)
     for _ in range(1000):
         layer.weight.grad = torch.ones_like(layer.weight)
         optimizer.step(1e-4, clip=0.0, norm=optimizer.gradient_norm())
@@ -142,7 +128,7 @@ def test_average_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(1.0)
-    optimizer = AdamW(layer, weight_decay=0.0)
+    optimizer = make_optimizer(layer, weight_decay=0.0)
     average = Average(optimizer, 0.75)
     with torch.no_grad():
         layer.weight.fill_(3.0)
@@ -168,7 +154,7 @@ def test_trimmed_embedding_equals_the_whole_matrix(ema: float) -> None:
             encoded = trimmed.encode(data)
             assert model.bert.embeddings.word_embeddings.num_embeddings < 22
         model.train()
-        optimizer = AdamW(model, weight_decay=options.weight_decay)
+        optimizer = make_optimizer(model, weight_decay=options.weight_decay)
         average = Average(optimizer, ema)
         for step in range(10):
             logits = logits_of(model, encoded.gather(np.arange(6)))

@@ -19,6 +19,7 @@ import pytest
 
 import filbert
 from filbert import cli
+from filbert.cli_verbs import VERBS
 from filbert.errors import FilbertError
 from filbert.train.options import ClassifyOptions
 from tests.tiny_bundle import tiny_bundle, tiny_encoder
@@ -60,7 +61,7 @@ def surface() -> list[str]:
     """Every verb with its arguments and options, one a line."""
     from typer.main import get_command
 
-    cli.add_train_classify(True)
+    cli.add_verbs([verb.name for verb in VERBS])
 
     def walk(command: Any, words: list[str]) -> list[str]:
         lines = []

@@ -129,8 +129,9 @@ def command_line() -> Any:
     from typer.main import get_command
 
     from filbert import cli
+    from filbert.cli_verbs import VERBS
 
-    cli.add_train_classify(True)
+    cli.add_verbs([verb.name for verb in VERBS])
     return get_command(cli.app)
 
 

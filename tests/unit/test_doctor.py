@@ -250,9 +250,10 @@ def test_rates() -> None:
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    from filbert.model import device as probing
     from filbert.model.device import choose_device, choose_precision
 
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(probing, "PROBE_SECONDS", 0.02)
     findings = doctor.examine()
     assert doctor.healthy(findings), [item for item in findings if item.state == "missing"]
     assert list(dict.fromkeys(item.section for item in findings))[:5] == [
@@ -271,7 +272,9 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_matmul_rate_is_a_number() -> None:
     import torch
 
-    rate = doctor.matmul_rate(torch.float32, torch.device("cpu"))
+    from filbert.model.device import matmul_rate
+
+    rate = matmul_rate(torch.float32, torch.device("cpu"))
     assert math.isfinite(rate)
     # between a slow single core and the fastest machine there is
     assert 0.1 < rate < 1e6

@@ -20,7 +20,7 @@ EXPECTED = {"agnews", "banking77", "cola", "mrpc", "rte", "sms-spam", "sst2", "s
 
 
 def options_of(path: Path) -> ClassifyOptions:
-    return parse_options({**read_recipe(path), "out": "runs/x"}, source=str(path))
+    return parse_options({**read_recipe(path), "out": "runs/x"}, ClassifyOptions, source=str(path))
 
 
 def header_of(path: Path) -> str:
@@ -79,7 +79,7 @@ def test_a_misspelt_key_is_refused_with_its_neighbour(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text('data = "a.csv"\nbase = "m"\nout = "o"\nbatch_token = 5\n', encoding="utf-8")
     with pytest.raises(UsageError, match=r"unknown key 'batch_token'.*batch_tokens") as caught:
-        parse_options(read_recipe(path), source=str(path))
+        parse_options(read_recipe(path), ClassifyOptions, source=str(path))
     assert str(path) in str(caught.value)
     assert caught.value.exit_code == 2
 

@@ -123,7 +123,7 @@ def test_next_sentence_is_distributed_as_the_original() -> None:
         # of samples here and a drawn one there, so they are near, not equal
         assert stats.ks_2samp(mine, its).statistic < 0.05
     wrong = np.mean([s.label for s in samples])
-    # nearer to one half than the original, where the walks with many wrong pairs are the longer ones
+    # nearer to one half than the original, whose walks with many wrong pairs are the longer ones
     assert 0.5 <= wrong <= np.mean([r for _, _, r in theirs]) <= wrong + 0.06
     full = np.mean([s.tokens == 128 for s in samples])
     assert full == pytest.approx(np.mean([len(a) + len(b) == 125 for a, b, _ in theirs]), abs=0.03)

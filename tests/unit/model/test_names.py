@@ -7,11 +7,14 @@ import torch
 
 from filbert.model.bert import BertConfig, BertForPreTraining, BertForSequenceClassification
 from filbert.model.names import (
+    LAYOUTS,
     TABLE,
     from_google,
+    from_layout,
     from_pytorch,
     is_training_state,
     to_google,
+    to_layout,
     to_pytorch,
 )
 
@@ -123,3 +126,50 @@ def test_old_pytorch_names(old: str, ours: str) -> None:
     prefix = old.startswith("bert.") or not ours.startswith("bert.")
     old_norm = old.endswith(("gamma", "beta"))
     assert to_pytorch(ours, prefix=prefix, old_norm=old_norm) == old
+
+
+# As the models of Transformers name them.
+LAYOUT_PAIRS = [
+    ("roberta", "roberta.embeddings.LayerNorm.bias", "bert.embeddings.LayerNorm.bias"),
+    ("roberta", "lm_head.layer_norm.weight", "cls.predictions.transform.LayerNorm.weight"),
+    ("roberta", "lm_head.decoder.weight", "cls.predictions.decoder.weight"),
+    ("roberta", "lm_head.bias", "cls.predictions.bias"),
+    ("roberta", "classifier.out_proj.weight", "classifier.weight"),
+    (
+        "distilbert",
+        "distilbert.transformer.layer.11.attention.q_lin.bias",
+        "bert.encoder.layer.11.attention.self.query.bias",
+    ),
+    (
+        "distilbert",
+        "distilbert.transformer.layer.0.sa_layer_norm.weight",
+        "bert.encoder.layer.0.attention.output.LayerNorm.weight",
+    ),
+    ("distilbert", "vocab_projector.bias", "cls.predictions.bias"),
+    (
+        "electra",
+        "electra.embeddings_project.weight",
+        "bert.embeddings.embedding_projection.weight",
+    ),
+    ("electra", "generator_lm_head.bias", "cls.predictions.bias"),
+]
+
+
+@pytest.mark.parametrize(("layout", "theirs", "ours"), LAYOUT_PAIRS)
+def test_names_of_other_models(layout: str, theirs: str, ours: str) -> None:
+    assert from_layout(layout, theirs) == ours
+    assert to_layout(layout, ours) == theirs
+
+
+def test_every_row_of_other_models_is_reversible() -> None:
+    for layout, rows in LAYOUTS.items():
+        assert len(set(rows.values())) == len(rows)
+        for number in ("0", "7", "123"):
+            for our_row, their_row in rows.items():
+                ours, theirs = our_row.replace("#", number), their_row.replace("#", number)
+                assert from_layout(layout, theirs) == ours
+                assert to_layout(layout, ours) == theirs
+        bare = f"{layout}.embeddings.word_embeddings.weight".removeprefix(f"{layout}.")
+        assert from_layout(layout, bare) == "bert.embeddings.word_embeddings.weight"
+        for unknown in ("pre_classifier.weight", "bert.encoder.layer.#.output.dense.weight", ""):
+            assert from_layout(layout, unknown) is None

@@ -1,0 +1,247 @@
+"""`filbert vocab`: a corpus in, a tokenizer folder with a report of its coverage out.
+
+    from filbert.data.learn_vocab import learn_vocabulary
+    from filbert.data.vocab_options import VocabOptions
+
+    print(learn_vocabulary(VocabOptions(corpus=["corpus/"], out="vocab/", size=16384)))
+
+One pass over the documents counts words; memory follows the number of distinct words, not the size
+of the corpus. The same corpus and options give the same bytes, whatever the threads. The folder
+opens in `transformers`; it is written beside its place and renamed, so it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from filbert import __version__
+from filbert.atomic import cannot_write, replace_folder, restore_folder, write_file
+from filbert.data.corpus import corpus_files, read_documents
+from filbert.data.meter import Meter
+from filbert.data.vocab_options import VocabOptions
+from filbert.data.vocab_report import coverage, coverage_lines, longest_tokens, most_split
+from filbert.errors import FilbertError, UsageError
+from filbert.text.tokenizer import BertTokenizer
+from filbert.text.vocabulary import Learned, WordCounter, learn_pieces, special_tokens, words_of
+
+REPORT: Final = "vocab_report.json"
+FILES: Final = {
+    REPORT, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+}  # fmt: skip
+LETTERS: Final = 1000  # of texts in an alphabet; a few rare signs of other scripts are [UNK]
+SAMPLE: Final = 4000  # documents that the report is measured on
+SAMPLE_LETTERS: Final = 5000  # of each of them
+
+
+@dataclass(frozen=True)
+class VocabResult:
+    """The folder `out` with its `tokens` in the order of their ids, and what was found."""
+
+    out: Path
+    tokens: list[str]
+    report: dict[str, Any]
+    seconds: float
+
+    def __str__(self) -> str:
+        """The report as lines of text."""
+        lines = [*coverage_lines(self.report), *(f"note: {note}" for note in self.report["notes"])]
+        return "\n".join([*lines, f"{self.out}: {self.seconds:.0f} s"])
+
+
+@dataclass
+class _Read:
+    """What one pass over the corpus leaves."""
+
+    counter: WordCounter
+    documents: int = 0
+    empty: int = 0
+    letters: int = 0
+    kept: list[tuple[int, int, str]] = field(default_factory=list)  # a heap, largest hash first
+
+
+def learn_vocabulary(options: VocabOptions, *, quiet: bool = False) -> VocabResult:
+    """Learn a vocabulary from `options.corpus` and write its tokenizer to `options.out`.
+
+    Nothing is written before everything is learned. Raises `UsageError` for options that cannot be
+    met, `FilbertError` for a corpus that cannot be read or has no words.
+    """
+    started = time.monotonic()
+    special = _special(options)
+    out = Path(options.out)
+    files = corpus_files(options.corpus)
+    _check_out(out, files, overwrite=options.overwrite)
+    read = _read(options, files, quiet=quiet)
+    words = read.counter.words()
+    if not words:
+        raise FilbertError(
+            f"the corpus has no words: {len(files):,} files, {read.documents:,} documents, of "
+            f"which {read.empty:,} are empty"
+        )
+    most = options.limit_alphabet or (
+        options.size * 3 // 4 if options.kind == "chinese" else LETTERS
+    )
+    learned = learn_pieces(
+        words,
+        size=options.size,
+        special=special,
+        min_frequency=options.min_frequency,
+        max_letters=most,
+    )
+    tokenizer = BertTokenizer(
+        learned.tokens,
+        do_lower_case=options.kind != "cased",
+        extra_special_tokens=options.special,
+    )
+    report = _report(options, files, read, learned, words, tokenizer)
+    _write(out, tokenizer, report)
+    return VocabResult(out, learned.tokens, report, time.monotonic() - started)
+
+
+def _special(options: VocabOptions) -> list[str]:
+    for token in options.special:
+        if len(token) < 2 or not token.isprintable() or " " in token:
+            raise UsageError(
+                f"--special {token!r}: a special token is two or more characters without spaces, "
+                "such as [ENTITY]"
+            )
+    special = special_tokens(unused=options.unused, extra=options.special)
+    if len(special) >= options.size:
+        raise UsageError(
+            f"--size {options.size:,} has no room beside {len(special):,} special and unused tokens"
+        )
+    return special
+
+
+def _check_out(out: Path, files: list[str], *, overwrite: bool) -> None:
+    restore_folder(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    content = sorted(os.listdir(out)) if out.is_dir() else []
+    if foreign := [name for name in content if name not in FILES]:
+        raise UsageError(
+            f"--out {out} holds files that are not of a vocabulary ({foreign[0]} ...); "
+            "choose another folder"
+        )
+    if content and not overwrite:
+        raise UsageError(f"--out {out} is not empty; --overwrite replaces the vocabulary in it")
+    inside = [file for file in files if Path(file).resolve().is_relative_to(out.resolve())]
+    if inside:
+        raise UsageError(f"--out {out} holds {inside[0]}, which is read; choose another folder")
+
+
+def _read(options: VocabOptions, files: list[str], *, quiet: bool) -> _Read:
+    read = _Read(WordCounter(lower=options.kind != "cased"))
+    numbers = count()
+    limit = int(options.sample * 2**64)
+    with Meter("counting words", files, quiet=quiet) as meter:
+        for file in files:
+            for document in read_documents(
+                file,
+                text_column=options.text_column,
+                document=options.document,
+                encoding=options.encoding,
+                progress=meter.at,
+            ):
+                text = document.text
+                if not text.strip():
+                    read.empty += 1
+                    continue
+                try:
+                    digest = blake2b(text.encode(), digest_size=8).digest()
+                except UnicodeEncodeError:  # Parquet holds bytes, JSON was checked: told with place
+                    raise FilbertError(
+                        f"{document.name}: half of a surrogate pair, which is no character; "
+                        "mend the file"
+                    ) from None
+                key = int.from_bytes(digest, "big")
+                if key >= limit:
+                    continue
+                read.documents += 1
+                read.letters += len(text)
+                read.counter.add(text)
+                # The documents with the smallest hashes: spread evenly, and the same on each run.
+                item = (-key, next(numbers), text[:SAMPLE_LETTERS])
+                if len(read.kept) < SAMPLE:
+                    heapq.heappush(read.kept, item)
+                elif item > read.kept[0]:
+                    heapq.heapreplace(read.kept, item)
+            meter.next_file()
+        distinct = len(read.counter.words())
+        meter.message(f"learning pieces from {distinct:,} distinct words")
+    return read
+
+
+def _report(
+    options: VocabOptions,
+    files: list[str],
+    read: _Read,
+    learned: Learned,
+    words: Counter[str],
+    tokenizer: BertTokenizer,
+) -> dict[str, Any]:
+    sample = words_of((text for _, _, text in read.kept), lower=options.kind != "cased")
+    notes = []
+    if len(learned.tokens) < options.size:
+        notes.append(
+            f"{options.size:,} tokens were asked for; the corpus has no more pieces that occur "
+            f"{options.min_frequency:,} times (--min-frequency)"
+        )
+    ideographs = sum(n for word, n in words.items() if "\u4e00" <= word[0] <= "\u9fff")
+    if options.kind != "chinese" and 2 * ideographs > learned.words:
+        notes.append("most words are Chinese characters; --kind chinese keeps more of them")
+    if read.counter.forgotten:
+        notes.append(
+            f"{read.counter.forgotten:,} occurrences of rare words were forgotten to save memory"
+        )
+    documents = min(read.documents, SAMPLE)
+    return {
+        "filbert": __version__,
+        "options": options.model_dump(exclude={"corpus", "out", "overwrite"}),
+        # Names, not paths: the folder may be published, and the same corpus may lie elsewhere.
+        "corpus": [path if path.startswith("hub:") else Path(path).name for path in options.corpus],
+        "files": len(files),
+        "documents": read.documents,
+        "empty_documents": read.empty,
+        "characters": read.letters,
+        "words": learned.words,
+        "distinct_words": len(words),
+        "words_left_out": learned.words_left_out,
+        "words_forgotten": read.counter.forgotten,
+        "tokens": len(learned.tokens),
+        "letters": learned.letters,
+        "letters_left_out": learned.letters_left_out,
+        "coverage": coverage(tokenizer, sample),
+        "longest_tokens": longest_tokens(learned.tokens),
+        "most_split": most_split(tokenizer, words),
+        "sample": f"{documents:,} documents of those learned from, chosen by a hash, the first "
+        f"{SAMPLE_LETTERS:,} characters of each; none was held out",
+        "notes": notes,
+    }
+
+
+def _write(out: Path, tokenizer: BertTokenizer, report: dict[str, Any]) -> None:
+    out = Path(os.path.realpath(out))  # what a link leads to is replaced, not the link
+    temp = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir()
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        tokenizer.save_pretrained(temp)
+        content = json.dumps(report, ensure_ascii=False, indent=2)
+        write_file(temp / REPORT, content + "\n")
+        replace_folder(temp, out)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)

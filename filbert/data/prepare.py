@@ -1,0 +1,378 @@
+"""`filbert prepare`: a corpus becomes shards of token ids (filbert/data/shards.py).
+
+    prepare(PrepareOptions(corpus=["corpus.jsonl.xz"], vocab="vocab/", out="shards/"))
+
+One process reads documents and hands them out in chunks; others clean, split and encode them
+(filbert/data/prepare_chunk.py); the first gathers the chunks in the order in which they were read,
+leaves duplicates out, and writes (filbert/data/prepare_work.py). So the bytes are the same for any
+number of processes, and after a kill at any moment followed by the same command. Memory does not
+grow with the corpus, but for what is remembered of documents to know their duplicates
+(filbert/data/duplicates.py).
+
+Which documents are held out is a function of their text and the seed, so a document stays on its
+side whatever else is in the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import filbert
+from filbert.atomic import clear_leftovers, replace_folder, write_file
+from filbert.data.corpus import corpus_files
+from filbert.data.draws import key_of, mixed
+from filbert.data.duplicates import VALUES, EqualDocuments, NearDuplicates, Sketch, rows_of_bands
+from filbert.data.prepare_chunk import Chunk, ChunkPlan
+from filbert.data.prepare_feed import Feed, Place, chunks_of, fingerprints, results
+from filbert.data.prepare_options import FREE, PrepareOptions
+from filbert.data.prepare_progress import Meter
+from filbert.data.prepare_work import LOCK, WORK, Streams, locked, read_state, write_shard
+from filbert.data.shards import (
+    FORMAT,
+    MANIFEST,
+    NAME,
+    SPLITS,
+    VOCAB,
+    Counts,
+    Manifest,
+    ShardEntry,
+    Split,
+    digest,
+    read_manifest,
+    token_type,
+)  # fmt: skip
+from filbert.errors import FilbertError, UsageError
+from filbert.text import BertTokenizer
+
+COMMIT_SECONDS = 10.0  # between notes of how far it is
+_BEGIN = Place(0, 0)
+_CHUNK = 400_000  # characters that one process takes at a time
+_CHINESE = 1000  # single Chinese characters from which a vocabulary counts as Chinese
+
+
+def prepare(options: PrepareOptions, *, quiet: bool = False) -> Manifest:
+    """Write the shards of a corpus and return their manifest; goes on where a killed call was.
+
+    A folder that is whole and was made with the same options is left as it is. `quiet`: show no
+    progress. Raises `UsageError` for options that cannot be carried out, other options or another
+    corpus than the unfinished work was begun with, `FilbertError` for what cannot be read, a full
+    disk (the same call then goes on) or a corpus of which nothing is left.
+    """
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    files = corpus_files(options.corpus)
+    for file in files:
+        if Path(file).resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"the corpus file {file} lies in --out {out}; choose another folder")
+    tokenizer = _tokenizer(options.vocab)
+    _check_folder(out, options)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        if options.overwrite:
+            _clear(out)
+        clear_leftovers(out)
+        return _prepare(options, out, files, tokenizer, quiet)
+
+
+def _prepare(
+    options: PrepareOptions, out: Path, files: list[str], tokenizer: BertTokenizer, quiet: bool
+) -> Manifest:
+    work = out / WORK
+    work.mkdir(exist_ok=True)
+    clear_leftovers(work)
+    vocab = work / VOCAB
+    shutil.rmtree(vocab, ignore_errors=True)
+    tokenizer.save_pretrained(vocab)
+    size = max(tokenizer.get_vocab().values()) + 1
+    record = {
+        "filbert": filbert.__version__,
+        "vocab_size": size,
+        "vocab_sha256": digest(vocab / "vocab.txt"),
+        "options": _told_options(options, files),
+    }
+    if (out / MANIFEST).is_file():
+        shutil.rmtree(work)
+        whole = read_manifest(out)
+        _refuse_changes(whole.model_dump(), record, out)
+        return whole
+    record["files"] = fingerprints(files)
+    state = read_state(work)
+    if state is not None:
+        _refuse_changes(state["record"], record, out)
+    plan = ChunkPlan(
+        vocab=str(vocab),
+        markup=options.markup,
+        boilerplate=options.boilerplate,
+        language=options.language,
+        min_chars=options.min_chars,
+        words=options.words == "chinese" or (options.words == "auto" and _is_chinese(tokenizer)),
+        rows=rows_of_bands(options.near) if options.near else 0,
+    )
+    gathered = _Gatherer(options, out, token_type(size), record, state)
+    with closing(gathered.streams):
+        _gather(gathered, plan, files, options, quiet)
+        return _finish(gathered, out, record)
+
+
+def _gather(
+    gathered: _Gatherer, plan: ChunkPlan, files: list[str], options: PrepareOptions, quiet: bool
+) -> None:
+    """All that is left of the corpus into the streams and shards."""
+    feed = Feed(files, options, characters=min(_CHUNK, options.shard_tokens))
+    processes = options.processes or len(os.sched_getaffinity(0))
+    last = time.monotonic()
+    with (
+        Meter(files, shown=not quiet) as meter,
+        closing(results(chunks_of(feed, gathered.place), plan, processes)) as finished,
+    ):
+        for place, behind, chunk in finished:
+            gathered.take(chunk, place)
+            wrote = gathered.write_full_shards()
+            if wrote or time.monotonic() - last >= COMMIT_SECONDS:
+                gathered.commit()
+                last = time.monotonic()
+            meter.update(behind, gathered.counts)
+
+
+@dataclass
+class _Gatherer:
+    """What is known of the chunks so far: the state that a resumed call begins with."""
+
+    options: PrepareOptions
+    out: Path
+    token_type: str
+    record: dict[str, Any]
+    state: dict[str, Any] | None
+    place: Place = _BEGIN
+    counts: Counts = field(default_factory=lambda: Counts())
+    sources: dict[str, int] = field(default_factory=dict)
+    shards: list[ShardEntry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.equal = EqualDocuments()
+        self.near = NearDuplicates(self.options.near) if self.options.near else None
+        state = self.state or {}
+        self.streams = Streams(self.out / WORK, state.get("lengths", {}))
+        if not state:
+            return
+        self.place = Place(*state["place"])
+        self.counts = Counts(**state["counts"])
+        self.sources = {name: number for number, name in enumerate(state["sources"])}
+        self.shards = [ShardEntry(**entry) for entry in state["shards"]]
+        if "hashes" in self.streams.lengths:
+            self.equal.remember(self.streams.read("hashes", "<u8").reshape(-1, 2))
+        if self.near is not None and "near.keys" in self.streams.lengths:
+            bands = VALUES // self.near.rows
+            keys = self.streams.read("near.keys", "<u8").reshape(-1, bands)
+            values = self.streams.read("near.values", "<u2").reshape(-1, VALUES)
+            self.near.remember(Sketch(keys, values))
+
+    def take(self, chunk: Chunk, place: Place) -> None:
+        """Append the documents of a chunk that are no duplicates; `place`: where it ends."""
+        kept = self.equal.keep(chunk.hashes)
+        self.streams.append("hashes", chunk.hashes[kept])
+        self.counts.duplicates += int((~kept).sum())
+        if self.near is not None and chunk.sketch is not None and kept.any():
+            keys, values = chunk.sketch
+            own, remembered = self.near.keep(Sketch(keys[kept], values[kept]))
+            self.streams.append("near.keys", remembered.keys)
+            self.streams.append("near.values", remembered.values)
+            self.counts.near_duplicates += int((~own).sum())
+            kept[np.flatnonzero(kept)[~own]] = False
+        held_out = _held_out(chunk.hashes, self.options)
+        sources = self._number_sources(chunk, kept)
+        self._append("train", chunk, kept & ~held_out, sources)
+        self._append("dev", chunk, kept & held_out, sources)
+        for reason, number in sorted(chunk.filtered.items()):
+            self.counts.filtered[reason] = self.counts.filtered.get(reason, 0) + number
+        self.place = place
+
+    def _number_sources(self, chunk: Chunk, kept: NDArray[np.bool_]) -> NDArray[np.uint16]:
+        """(documents,) the number of the source of each kept document, in order of appearance."""
+        numbers = np.zeros(len(kept), dtype="<u2")
+        for document in np.flatnonzero(kept):
+            number = self.sources.setdefault(chunk.sources[document], len(self.sources))
+            if number >= 1 << 16:
+                raise UsageError(
+                    "the corpus names more than 65,536 sources; name another --source-column"
+                )
+            numbers[document] = number
+        return numbers
+
+    def _append(
+        self, split: Split, chunk: Chunk, kept: NDArray[np.bool_], sources: NDArray[np.uint16]
+    ) -> None:
+        """The documents that `kept` (documents,) marks, to the open shard of a split."""
+        if not kept.any():
+            return
+        of_sentences = np.repeat(kept, chunk.sentences)
+        of_tokens = np.repeat(of_sentences, chunk.lengths)
+        append = self.streams.append
+        append(f"{split}.tokens", chunk.ids[of_tokens])
+        append(f"{split}.joins", chunk.joins[of_tokens])
+        append(f"{split}.sentences", chunk.lengths[of_sentences])
+        append(f"{split}.documents", chunk.sentences[kept])
+        append(f"{split}.sources", sources[kept])
+        self.counts.documents += int(kept.sum())
+        self.counts.sentences += int(of_sentences.sum())
+        self.counts.tokens += int(of_tokens.sum())
+        self.counts.bytes += int(chunk.sizes[kept].sum())
+
+    def write_full_shards(self, *, last: bool = False) -> bool:
+        """Write the open shards that are full (`last`: that hold something); whether any was."""
+        wrote = False
+        for split in SPLITS:
+            tokens = self.streams.count(f"{split}.tokens", self.token_type)
+            if tokens >= self.options.shard_tokens or (last and tokens):
+                number = sum(entry.split == split for entry in self.shards)
+                self.shards.append(
+                    write_shard(
+                        self.streams, self.out, split=split, number=number, tokens=self.token_type
+                    )
+                )
+                wrote = True
+        return wrote
+
+    def commit(self) -> None:
+        """Make all so far last."""
+        self.streams.commit(
+            {
+                "record": self.record,
+                "place": list(self.place),
+                "counts": self.counts.model_dump(),
+                "sources": list(self.sources),
+                "shards": [entry.model_dump() for entry in self.shards],
+            }
+        )
+
+
+def _finish(gathered: _Gatherer, out: Path, record: dict[str, Any]) -> Manifest:
+    """Write what is open, the vocabulary and the manifest."""
+    gathered.write_full_shards(last=True)
+    counts = gathered.counts
+    if not counts.documents:
+        shutil.rmtree(out / WORK)
+        left_out = ", ".join(f"{number} {reason}" for reason, number in counts.filtered.items())
+        raise FilbertError(
+            f"no document of the corpus is left: {left_out or 'it holds none'}. Give a corpus with "
+            "text, or milder filters"
+        )
+    gathered.commit()
+    replace_folder(out / WORK / VOCAB, out / VOCAB)
+    manifest = Manifest(
+        format=FORMAT,
+        filbert=record["filbert"],
+        vocab_size=record["vocab_size"],
+        vocab_sha256=record["vocab_sha256"],
+        options=record["options"],
+        sources=list(gathered.sources),
+        counts=counts,
+        shards=sorted(gathered.shards, key=lambda entry: (SPLITS.index(entry.split), entry.name)),
+    )
+    text = json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False)
+    write_file(out / MANIFEST, text + "\n")
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    return manifest
+
+
+def _held_out(hashes: NDArray[np.uint64], options: PrepareOptions) -> NDArray[np.bool_]:
+    """(documents,) whether each is held out. hashes: (documents, 2)."""
+    drawn = mixed(hashes[:, 0] ^ np.uint64(key_of(options.seed)))
+    return (drawn >> np.uint64(11)) * 2.0**-53 < options.holdout
+
+
+def _tokenizer(name: str) -> BertTokenizer:
+    """The tokenizer, if a model can be pre-trained with it."""
+    tokenizer = BertTokenizer.from_pretrained(name)
+    if tokenizer.mask_token_id is None:
+        raise FilbertError(
+            f"the vocabulary {name} has no mask token, which pre-training needs; make one with "
+            "filbert vocab"
+        )
+    return tokenizer
+
+
+def _is_chinese(tokenizer: BertTokenizer) -> bool:
+    tokens = tokenizer.get_vocab()
+    return sum(len(t) == 1 and "\u3400" <= t <= "\u9fff" for t in tokens) >= _CHINESE
+
+
+def _told_options(options: PrepareOptions, files: list[str]) -> dict[str, Any]:
+    """The options that decide on the bytes; files by their names, wherever they lie."""
+    told = {name: value for name, value in options.model_dump().items() if name not in FREE}
+    del told["vocab"]  # its checksum stands beside
+    return {**told, "corpus": [os.path.basename(file) for file in files]}
+
+
+def _check_folder(out: Path, options: PrepareOptions) -> None:
+    """Refuse to write among files that are not of shards."""
+    if not out.is_dir():
+        return
+    names = sorted(path.name for path in out.iterdir())
+    ours = {MANIFEST, VOCAB, WORK, LOCK}
+    foreign = [
+        name for name in names if not (name in ours or NAME.fullmatch(name) or _is_leftover(name))
+    ]
+    if foreign:
+        raise UsageError(
+            f"--out {out} holds files that are not of shards ({', '.join(foreign[:5])}); "
+            "choose another folder"
+        )
+    vocab = Path(options.vocab)
+    if options.overwrite and vocab.exists() and vocab.resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"--overwrite: --vocab {vocab} lies in --out {out} and would be deleted; choose "
+            "another folder for the shards"
+        )
+    begun = (out / MANIFEST).is_file() or (out / WORK).is_dir()
+    if names and not begun and not options.overwrite and any(NAME.fullmatch(n) for n in names):
+        raise UsageError(f"--out {out} holds shards without a manifest; --overwrite replaces them")
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.endswith((".tmp", ".previous"))
+
+
+def _clear(out: Path) -> None:
+    """Take away what an earlier call wrote, the manifest first."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    for path in sorted(out.iterdir()):
+        if path.is_dir() and (path.name in {WORK, VOCAB} or NAME.fullmatch(path.name)):
+            shutil.rmtree(path)
+
+
+def _refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """`UsageError` that names what is other than when the folder was begun."""
+    options = now["options"]
+    changed = [
+        f"{name} {before['options'].get(name)!r}, now {options[name]!r}"
+        for name in options
+        if before["options"].get(name) != options[name]
+    ]
+    changed += [
+        f"{told} is another"
+        for key, told in (("vocab_sha256", "the vocabulary"), ("filbert", "the version of filbert"))
+        if before[key] != now[key]
+    ]
+    if "files" in before and "files" in now and not changed:
+        changed = [
+            f"{then[0]} has other content"
+            for then, file in zip(before["files"], now["files"], strict=False)
+            if list(then) != list(file)
+        ]
+    if changed:
+        raise UsageError(
+            f"--out {out} was begun with other settings: {'; '.join(changed[:5])}. --overwrite "
+            "starts again, or choose another folder"
+        )

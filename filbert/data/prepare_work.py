@@ -1,0 +1,210 @@
+"""The unfinished part of `filbert prepare`: files that only grow, and a state that says how far.
+
+Under `.work/` every stream of the open shards, and what is remembered of documents to know their
+duplicates, is appended to a file of its own. Now and then all are forced to the disk and
+`state.json` notes their lengths and the place in the corpus, in one atomic write. Killed at any
+moment, the next call cuts the files back to the noted lengths and goes on from there; what it then
+appends is what would have been appended. A full shard is written beside, put into its place by one
+rename, and its streams begin anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filbert.atomic import cannot_write, replace_folder, write_file
+from filbert.data.shards import FILES, ShardEntry, Split, digest
+from filbert.errors import FilbertError, UsageError
+from filbert.layout import strict_json
+
+WORK = ".work"
+LOCK = ".lock"
+STATE = "state.json"
+_BLOCK = 1 << 23  # bytes copied in one go; divisible by 8
+
+
+class Streams:
+    """Files under `folder` that only grow. `append` writes, `commit` makes it last."""
+
+    def __init__(self, folder: Path, lengths: dict[str, int]) -> None:
+        """Cut the files back to `lengths` bytes; files without an entry are emptied."""
+        self.folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self.lengths = dict(lengths)
+        for name, length in lengths.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size < length:
+                raise FilbertError(
+                    f"{path} is shorter than it was: the unfinished work is damaged. "
+                    "Start again with --overwrite"
+                )
+
+    def _open(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            path = self.folder / name
+            with writing(path):
+                file: BinaryIO = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
+                file.truncate(self.lengths.get(name, 0))
+                file.seek(0, os.SEEK_END)
+            self._files[name] = file
+            self.lengths.setdefault(name, 0)
+        return self._files[name]
+
+    def append(self, name: str, array: NDArray[Any]) -> None:
+        """Add the bytes of `array`, little-endian."""
+        file = self._open(name)
+        with writing(self.folder / name):
+            file.write(np.ascontiguousarray(array).data)
+        self.lengths[name] += array.nbytes
+
+    def read(self, name: str, dtype: Any) -> NDArray[Any]:
+        """All that a file holds."""
+        self._flush(name)
+        return np.fromfile(self.folder / name, dtype=dtype, count=self.count(name, dtype))
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """All that a file holds, a piece at a time."""
+        self._flush(name)
+        with open(self.folder / name, "rb") as file:
+            left = self.lengths.get(name, 0)
+            while left and (block := file.read(min(_BLOCK, left))):
+                left -= len(block)
+                yield block
+
+    def count(self, name: str, dtype: Any) -> int:
+        """How many elements a file holds."""
+        return self.lengths.get(name, 0) // np.dtype(dtype).itemsize
+
+    def empty(self, prefix: str) -> None:
+        """Begin the files of a prefix anew."""
+        for name in [name for name in self.lengths if name.startswith(prefix)]:
+            if name in self._files:
+                self._files.pop(name).close()
+            self.lengths[name] = 0
+
+    def _flush(self, name: str) -> None:
+        if name in self._files:
+            with writing(self.folder / name):
+                self._files[name].flush()
+
+    def commit(self, state: dict[str, Any]) -> None:
+        """Force all files to the disk, then note their lengths and `state`."""
+        for name, file in self._files.items():
+            with writing(self.folder / name):
+                file.flush()
+                os.fsync(file.fileno())
+        note = json.dumps({**state, "lengths": self.lengths})
+        write_file(self.folder / STATE, note)
+
+    def close(self) -> None:
+        """Close the files, whatever they say: what was not committed does not count."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files.clear()
+
+
+def write_shard(
+    streams: Streams, out: Path, *, split: Split, number: int, tokens: str
+) -> ShardEntry:
+    """Write the open shard of a split as `out/<split>-<number>/` and begin the next.
+
+    `tokens` is the type of the ids. Commit before anything more is appended: the files stay as they
+    are until then, so that a kill in between writes the same shard once more.
+    """
+    name = f"{split}-{number:05d}"
+    temp = out / WORK / name
+    shutil.rmtree(temp, ignore_errors=True)
+    stream = {part: f"{split}.{part}" for part in ("tokens", "joins", "sentences", "documents")}
+    count = streams.count(stream["tokens"], tokens)
+    lengths = {part: streams.read(stream[part], "<u4") for part in ("sentences", "documents")}
+    with writing(out / name):
+        temp.mkdir(parents=True)
+        _write(temp / "tokens.npy", tokens, count, streams.blocks(stream["tokens"]))
+        packed = (
+            np.packbits(np.frombuffer(block, np.uint8), bitorder="little").tobytes()
+            for block in streams.blocks(stream["joins"])
+        )
+        _write(temp / "joins.npy", "|u1", (count + 7) // 8, packed)
+        for part, each in lengths.items():
+            offsets = np.concatenate([[0], np.cumsum(each, dtype=np.int64)]).astype("<i8")
+            _write(temp / f"{part}.npy", "<i8", len(offsets), [offsets.tobytes()])
+        sources = streams.blocks(f"{split}.sources")
+        _write(temp / "sources.npy", "<u2", len(lengths["documents"]), sources)
+    entry = ShardEntry(
+        name=name,
+        split=split,
+        documents=len(lengths["documents"]),
+        sentences=len(lengths["sentences"]),
+        tokens=count,
+        files={file: digest(temp / file) for file in FILES},
+    )
+    replace_folder(temp, out / name)
+    streams.empty(f"{split}.")
+    return entry
+
+
+def _write(path: Path, dtype: str, length: int, blocks: Any) -> None:
+    """A .npy file of version 1.0 with `length` elements, from their bytes."""
+    with open(path, "wb") as file:
+        header = {"descr": dtype, "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(block)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An `OSError` of the block becomes a `FilbertError` that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        told = cannot_write(path, error)
+        raise FilbertError(f"{told} The same command goes on from there.") from error
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The state of an unfinished call, None if there is none."""
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    found = strict_json(path.read_bytes(), what=str(path))
+    if not isinstance(found, dict):
+        raise FilbertError(f"{path} is damaged; start again with --overwrite")
+    return found
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder for one process. Raises `UsageError` where another writes into it. (On
+    systems without `fcntl`, Windows for one, nothing is held.)"""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(out / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UsageError(
+                f"--out {out}: another process ({file.read().strip() or 'unknown'}) writes into "
+                "this folder; wait for it or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)

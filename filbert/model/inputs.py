@@ -1,0 +1,96 @@
+"""What an encoder is handed: a padded grid or a packed batch, checked and laid out for attention.
+
+    input_ids (batch, length) [+ attention_mask]        padded
+    input_ids (tokens,) + lengths (sequences,)          packed: texts end to end, no padding
+
+Both encoders accept the same and complain in the same words.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from filbert.errors import FilbertError
+from filbert.model.attention import PackedLayout, PaddedLayout, pack_layout
+
+Layout = PaddedLayout | PackedLayout
+
+
+def check_ids(input_ids: Tensor, *, vocab_size: int) -> None:
+    """Raise `FilbertError` for ids outside the vocabulary; on a GPU it would wait for the device,
+    so there only emptiness is looked at."""
+    if input_ids.numel() == 0:
+        raise FilbertError("input_ids is empty: there is no token to encode")
+    if input_ids.device.type == "cpu":
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocab_size:
+            raise FilbertError(
+                f"token id {low if low < 0 else high} is outside the model's vocabulary of "
+                f"{vocab_size}: was the text tokenized with another vocabulary?"
+            )
+
+
+def lay_out(
+    shape: torch.Size,
+    device: torch.device,
+    *,
+    lengths: Tensor | None,
+    attention_mask: Tensor | None,
+    output_attentions: bool,
+    path: str,
+    longest_allowed: int,
+) -> tuple[Layout, Tensor]:
+    """The layout for attention, and each token's place in its text, (...) int64 as `shape`.
+
+    shape: that of `input_ids`; path: the attention path for padded batches. Raises `FilbertError`
+    for a batch that is neither padded nor packed, or a text over `longest_allowed` tokens.
+    """
+    layout: Layout
+    if lengths is not None:
+        whole = len(shape) == 1 and int(lengths.sum()) == shape[0] and int(lengths.min()) > 0
+        if not whole or output_attentions or attention_mask is not None:
+            raise FilbertError(
+                "a packed batch is input_ids (tokens,) and positive lengths that sum to "
+                "tokens, without attention_mask and output_attentions; got "
+                f"{tuple(shape)} and lengths of sum {int(lengths.sum())}"
+            )
+        layout, longest = pack_layout(lengths), int(lengths.max())
+        places = torch.arange(shape[0], device=device)
+        places = places - torch.repeat_interleave(layout.first, lengths)
+    else:
+        if len(shape) != 2:
+            raise FilbertError(
+                f"input_ids: (batch, length), or (tokens,) with lengths; got {tuple(shape)}"
+            )
+        layout, longest = _padded(attention_mask, output_attentions, path), shape[1]
+        places = torch.arange(longest, device=device).expand(shape)
+    if longest > longest_allowed:
+        raise FilbertError(
+            f"a text of {longest} tokens; this model takes at most "
+            f"{longest_allowed}: tokenize with truncation=True or windows"
+        )
+    return layout, places
+
+
+def check_shape(given: Tensor | None, shape: torch.Size) -> None:
+    """Raise `FilbertError` for token types or positions not shaped as the ids, or as one row."""
+    if given is None or given.shape == shape:
+        return
+    if given.dim() != 2 or given.shape != (1, shape[-1]):
+        raise FilbertError(
+            f"token_type_ids and position_ids must be shaped as input_ids, "
+            f"{tuple(shape)}; got {tuple(given.shape)}"
+        )
+
+
+def _padded(attention_mask: Tensor | None, output_attentions: bool, path: str) -> PaddedLayout:
+    path = "eager" if output_attentions or path == "eager" else "sdpa"
+    if attention_mask is None:
+        return PaddedLayout(None, path)
+    mask = attention_mask.bool()
+    if mask.dim() == 2:
+        mask = mask[:, None, None, :]  # (batch, 1, 1, length)
+    elif mask.dim() == 3:
+        mask = mask[:, None, :, :]  # (batch, 1, length, length)
+    return PaddedLayout(mask, path)

@@ -1,0 +1,75 @@
+"""The loss of masked words over a large vocabulary, without keeping the logits.
+
+The plain way writes (masked, vocabulary) logits, their float32 copy, the softmax and the gradient,
+each to memory and back. Here the logits of some rows at a time, few enough to stay in the cache,
+turn at once into their own gradient, softmax minus the one-hot label (equation 4.108 of Bishop
+2006), and that is all that is kept. On a GPU, and where no gradient is wanted, the plain way
+serves.
+tests/numerics/test_fast_paths.py holds the two to each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = 256  # of logits at a time
+
+
+def word_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of `hidden @ weight.T + bias` against labels, float32, and how many
+    labels have the highest logit, int64.
+
+    hidden: (masked, width); weight: (vocabulary, width); bias: (vocabulary,); labels: (masked,).
+    """
+    if hidden.device.type == "cpu" and torch.is_grad_enabled() and hidden.requires_grad:
+        loss, right = WordLoss.apply(hidden, weight, bias, labels)
+        return loss, right
+    return plain_word_loss(hidden, weight, bias, labels)
+
+
+def plain_word_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, written out."""
+    logits = F.linear(hidden, weight, bias).float()  # (masked, vocabulary)
+    right = (logits.detach().argmax(-1) == labels).sum()
+    return F.cross_entropy(logits, labels, reduction="sum"), right
+
+
+class WordLoss(torch.autograd.Function):
+    """`word_loss` with its gradient made on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps softmax minus one-hot, (masked, vocabulary) in the compute type."""
+        count = len(hidden)
+        grads = hidden.new_empty(count, len(weight))
+        chosen = hidden.new_empty(count, 1)
+        right = labels.new_zeros(())
+        for start in range(0, count, ROWS):
+            rows = slice(start, start + ROWS)
+            part, label = grads[rows], labels[rows, None]
+            torch.softmax(F.linear(hidden[rows], weight, bias), 1, out=part)
+            torch.gather(part, 1, label, out=chosen[rows])
+            right += (chosen[rows, 0] >= part.amax(1)).sum()
+            part.scatter_(1, label, chosen[rows] - 1)
+        ctx.save_for_backward(grads, hidden, weight)
+        ctx.mark_non_differentiable(right)
+        tiny = torch.finfo(torch.float32).tiny
+        return -chosen.float().clamp_min(tiny).log().sum(), right
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Scaled by the gradient of the loss, a number."""
+        grads, hidden, weight = ctx.saved_tensors
+        by_hidden = torch.mm(grads, weight).mul_(grad[0])  # (masked, width)
+        by_weight = torch.mm(grads.t(), hidden).mul_(grad[0])  # (vocabulary, width)
+        return by_hidden, by_weight, grads.sum(0).mul_(grad[0]), None

@@ -1,0 +1,187 @@
+"""Pre-training: masked words and, by choice, a sentence objective, learned from prepared text.
+
+The six functions of a task: `read` opens shards, `encode` draws and masks a packed batch, `head`
+makes the model, `loss` compares its predictions with what was hidden, `decode` shows a sample as a
+reader sees it, `score` turns sums into measures.
+
+    filbert pretrain recipes/bert-mini.toml
+
+Devlin et al. 2019, section 3.1. The word predictions are computed at the masked places alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from filbert.data.masking import MaskRule, mask
+from filbert.data.samples import NO_LABEL, Sample, Sampler
+from filbert.data.shards import Shards, open_shards
+from filbert.errors import FilbertError
+from filbert.model.bert import BertForMaskedLM, BertForPreTraining
+from filbert.model.config import BertConfig
+from filbert.model.pretrained import PretrainedModel
+from filbert.text import BertTokenizer
+
+Ids = NDArray[np.int64]
+
+# what `loss` counts, in this order
+TALLIES = ("word_loss", "words", "words_right", "pair_loss", "pairs", "pairs_right")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A packed batch of masked samples. input_ids, token_type_ids: (tokens,); lengths: (samples,);
+    positions, labels: (masked,) where words are to be predicted, and which; pair_labels:
+    (samples,) 0 or 1, -100 without one; numbers: (samples,) of the run. All int64."""
+
+    input_ids: Ids
+    token_type_ids: Ids
+    lengths: Ids
+    positions: Ids
+    labels: Ids
+    pair_labels: Ids
+    numbers: Ids
+    joins: NDArray[np.bool_]
+
+
+def read(folder: str | Path) -> Shards:
+    """Open the shards that `filbert prepare` wrote, after a look at their sizes."""
+    return open_shards(Path(folder))
+
+
+def mask_rule(tokenizer: BertTokenizer, *, rate: float, masking: Any) -> MaskRule:
+    """The rule for this vocabulary: special and [unusedN] tokens never stand in for a word."""
+    words = tokenizer.get_vocab()
+    mask_id = tokenizer.mask_token_id
+    if mask_id is None:
+        raise FilbertError("this vocabulary has no [MASK]; pre-training needs one")
+    special = set(tokenizer.all_special_ids)
+    ordinary = [
+        number for word, number in words.items()
+        if number not in special and not (word.startswith("[unused") and word.endswith("]"))
+    ]  # fmt: skip
+    return MaskRule(mask_id, np.array(sorted(ordinary)), rate=rate, masking=masking)
+
+
+def encode(sampler: Sampler, samples: list[Sample], rule: MaskRule) -> Batch:
+    """Read the tokens of samples, longest first, and mask them."""
+    samples = sorted(samples, key=lambda sample: -sample.tokens)
+    packed = sampler.pack(samples)
+    masked = mask(
+        packed.input_ids, packed.joins, packed.pieces, packed.owners, packed.keys, rule=rule
+    )
+    return Batch(
+        masked.input_ids, packed.token_type_ids, packed.lengths, masked.positions, masked.labels,
+        packed.labels, np.array([sample.number for sample in samples]), packed.joins,
+    )  # fmt: skip
+
+
+def head(config: BertConfig, *, objective: str) -> PretrainedModel:
+    """A model with fresh weights, drawn from torch's seed: with a next-sentence head if the
+    objective compares two segments."""
+    return BertForMaskedLM(config) if objective == "none" else BertForPreTraining(config)
+
+
+def loss(model: PretrainedModel, batch: Batch, *, masks_a_sample: float) -> tuple[Tensor, Tensor]:
+    """The loss to differentiate and what is to be logged, (6,) float64 as in `TALLIES`.
+
+    The first is the sum of all word losses over `masks_a_sample`, a constant, plus the sum of the
+    pair losses: an expected loss times the number of samples. With a constant every masked word
+    weighs the same wherever it fell, and processes need not agree on a count.
+    """
+    device = model.device
+    ids, types, lengths, places, labels, pairs = (
+        torch.from_numpy(x).to(device)
+        for x in (
+            batch.input_ids, batch.token_type_ids, batch.lengths, batch.positions, batch.labels,
+            batch.pair_labels,
+        )
+    )  # fmt: skip
+    output = model(
+        input_ids=ids, token_type_ids=types, lengths=lengths, predict_at=places, labels_at=labels
+    )
+    total = output["word_loss"] / masks_a_sample
+    tallies = [
+        output["word_loss"].detach(), labels.new_tensor(len(labels)), output["words_right"]
+    ]  # fmt: skip
+    follows = output.get("seq_relationship_logits")
+    if follows is None:
+        tallies += [labels.new_zeros(())] * 3
+    else:
+        follows = follows.float()
+        pair_loss = F.cross_entropy(follows, pairs, ignore_index=NO_LABEL, reduction="sum")
+        total = total + pair_loss
+        told = pairs != NO_LABEL
+        tallies += [pair_loss.detach(), told.sum(), (follows.detach().argmax(-1) == pairs).sum()]
+    return total, torch.stack([value.double() for value in tallies])
+
+
+def score(tallies: NDArray[np.float64]) -> dict[str, float]:
+    """Means of what `loss` counted: `loss` is the sum of `mlm_loss` (nats a masked word) and, where
+    there are pairs, `pair_loss`; `mlm_accuracy` and `pair_accuracy` are shares."""
+    word_loss, words, words_right, pair_loss, pairs, pairs_right = tallies
+    scores = {
+        "mlm_loss": word_loss / max(words, 1.0),
+        "mlm_accuracy": words_right / max(words, 1.0),
+    }
+    if pairs:
+        scores |= {"pair_loss": pair_loss / pairs, "pair_accuracy": pairs_right / pairs}
+    total = scores["mlm_loss"] + scores.get("pair_loss", 0.0)
+    return {"loss": float(total), **{name: float(value) for name, value in scores.items()}}
+
+
+@torch.no_grad()
+def evaluate(model: PretrainedModel, batches: list[Batch]) -> NDArray[np.float64]:
+    """(6,) sums over these batches, as in `TALLIES`."""
+    model.eval()
+    total = np.zeros(len(TALLIES))
+    for batch in batches:
+        total += loss(model, batch, masks_a_sample=1.0)[1].cpu().numpy()
+    return total
+
+
+def flops_per_token(config: BertConfig, *, length: int, masked: float) -> float:
+    """Floating-point operations of a training step for each token: 2 for each weight that it meets
+    in a matrix product and 4 * length * hidden for attention in each layer, three times over for
+    forward and backward (Kaplan et al. 2020, section 2.1). `length`: tokens of a sample; `masked`:
+    the share of them whose words are predicted. Embedding look-ups, norms and activations are left
+    out."""
+    hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
+    layer = 4 * hidden**2 + 2 * hidden * config.intermediate_size
+    words = masked * (hidden * width + width * config.vocab_size)
+    return float(3 * (config.num_hidden_layers * (2 * layer + 4 * length * hidden) + 2 * words))
+
+
+def decode(batch: Batch, tokenizer: BertTokenizer) -> list[dict[str, Any]]:
+    """Each sample of a batch for people: its pieces with masks in place, what was hidden, the
+    segments, and the label of its pair."""
+    shown = []
+    ends = np.cumsum(batch.lengths)
+    for row, end in enumerate(ends):
+        start = end - batch.lengths[row]
+        here = (batch.positions >= start) & (batch.positions < end)
+        hidden = dict(zip((batch.positions[here] - start).tolist(),
+                          batch.labels[here].tolist(), strict=True))  # fmt: skip
+        ids = batch.input_ids[start:end].tolist()
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        answers = tokenizer.convert_ids_to_tokens(list(hidden.values()))
+        label = int(batch.pair_labels[row])
+        shown.append(
+            {
+                "number": int(batch.numbers[row]),
+                "tokens": pieces,
+                "joins": batch.joins[start:end].tolist(),
+                "segments": batch.token_type_ids[start:end].tolist(),
+                "hidden": dict(zip(hidden, answers, strict=True)),
+                "pair_label": None if label == NO_LABEL else label,
+            }
+        )
+    return shown

@@ -1,0 +1,138 @@
+"""Duplicates: the estimate against exact Jaccard, and the tables against Python's own."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from filbert.data import duplicates
+from filbert.data.duplicates import (
+    EqualDocuments,
+    NearDuplicates,
+    Sketch,
+    SortedRuns,
+    rows_of_bands,
+    sketch,
+)  # fmt: skip
+
+pytest.importorskip("rensa", reason="pip install 'filbert[pretrain]'")
+
+
+def documents_of(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.array([token for text in texts for token in text], dtype=np.uint16),
+        np.array([len(text) for text in texts], dtype=np.int64),
+    )
+
+
+def jaccard(one: list[int], other: list[int]) -> float:
+    runs = [{tuple(text[i : i + 5]) for i in range(len(text) - 4)} for text in (one, other)]
+    return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
+
+
+def changed(text: list[int], words: int, draw: random.Random) -> list[int]:
+    copy = list(text)
+    for place in draw.sample(range(len(copy)), words):
+        copy[place] = 60_000 + draw.randrange(5000)
+    return copy
+
+
+def test_rows_of_bands_by_hand() -> None:
+    # 1 - (1 - 0.8**8)**16 = 0.947, but 1 - (1 - 0.8**16)**8 = 0.204
+    assert rows_of_bands(0.8) == 8
+    # 1 - (1 - 0.5**4)**32 = 0.873, 1 - (1 - 0.5**2)**64 = 1.0
+    assert rows_of_bands(0.5) == 2
+    assert rows_of_bands(1.0) == 32
+
+
+def test_the_estimate_is_near_the_exact_similarity() -> None:
+    draw = random.Random(0)
+    errors = []
+    for words in (0, 5, 10, 20, 40, 80):
+        for _ in range(20):
+            one = [draw.randrange(50_000) for _ in range(400)]
+            other = changed(one, words, draw)
+            values = sketch(*documents_of([one, other]), 8).values
+            errors.append((values[0] == values[1]).mean() - jaccard(one, other))
+    # the deviation of an estimate of 128 values is at most sqrt(0.25 / 128) = 0.044
+    assert np.abs(errors).max() < 4 * 0.044
+    assert abs(np.mean(errors)) < 3 * 0.044 / np.sqrt(len(errors))
+
+
+def test_near_duplicates_go_and_the_first_stays() -> None:
+    draw = random.Random(1)
+    base = [[draw.randrange(50_000) for _ in range(600)] for _ in range(30)]
+    near = [changed(text, 6, draw) for text in base]  # 6 words: some 30 of 600 runs, 0.9
+    far = [changed(text, 200, draw) for text in base]
+    assert min(jaccard(a, b) for a, b in zip(base, near, strict=True)) > 0.85
+    assert max(jaccard(a, b) for a, b in zip(base, far, strict=True)) < 0.5
+    table = NearDuplicates(0.8)
+    first, _ = table.keep(sketch(*documents_of(base + near[:15]), table.rows))
+    assert first.tolist() == [True] * 30 + [False] * 15  # within one call
+    second, _ = table.keep(sketch(*documents_of(near[15:] + far), table.rows))
+    assert second.tolist() == [False] * 15 + [True] * 30  # and across calls
+    assert table.documents == 60
+
+
+def test_other_chunks_and_a_resumed_table_decide_the_same() -> None:
+    draw = random.Random(2)
+    template = [draw.randrange(50_000) for _ in range(80)]
+    texts = [changed(template, draw.randrange(12), draw) for _ in range(300)]
+    found = sketch(*documents_of(texts), rows_of_bands(0.7))
+    whole, _ = NearDuplicates(0.7).keep(found)
+    assert 20 < whole.sum() < 280
+    table = NearDuplicates(0.7)
+    kept: list[bool] = []
+    log: list[Sketch] = []
+    for begin in range(0, 300, 50):
+        own, remembered = table.keep(Sketch(*(array[begin : begin + 50] for array in found)))
+        kept += own.tolist()
+        log.append(remembered)
+        # what an interrupted call wrote down is enough to go on
+        table = NearDuplicates(0.7)
+        table.remember(Sketch(*map(np.concatenate, zip(*log, strict=True))))
+    assert kept == whole.tolist()
+
+
+def test_short_documents() -> None:
+    found = sketch(*documents_of([[1, 2], [1, 2], [2, 1], [7], [1, 2, 3, 4, 5]]), 8)
+    kept, _ = NearDuplicates(0.8).keep(found)
+    assert kept.tolist() == [True, False, True, True, True]
+
+
+def test_many_of_one_template_do_not_crowd_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_CROWDED", 2)
+    values = np.random.default_rng(0).integers(0, 65_536, (5, 128)).astype(np.uint16)
+    keys = np.full((5, 16), 9, dtype=np.uint64)
+    table = NearDuplicates(0.8)
+    for row in range(5):
+        table.keep(Sketch(keys[row : row + 1], values[row : row + 1]))
+    queries, _ = table._table.find(np.array([9], dtype=np.uint64))
+    assert len(queries) == 16  # a first document's sixteen entries are above the limit at once
+    assert table.documents == 5
+
+
+def test_sorted_runs_against_a_dictionary() -> None:
+    draw = np.random.default_rng(3)
+    table, known = SortedRuns(np.uint32), dict[int, list[int]]()
+    for size in (1, 5, 0, 200, 3, 50, 50, 50, 1):
+        keys = draw.integers(0, 60, size).astype(np.uint64)
+        values = draw.integers(0, 1000, size)
+        table.add(keys, values)
+        for key, value in zip(keys.tolist(), values.tolist(), strict=True):
+            known.setdefault(key, []).append(value)
+        asked = draw.integers(0, 80, 40).astype(np.uint64)
+        queries, found = table.find(asked)
+        expected = [(i, v) for i, key in enumerate(asked.tolist()) for v in known.get(key, [])]
+        assert sorted(zip(queries.tolist(), found.tolist(), strict=True)) == sorted(expected)
+
+
+def test_equal_documents_need_all_128_bits() -> None:
+    table = EqualDocuments()
+    first = np.array([[1, 1], [1, 2], [1, 1], [2, 1]], dtype=np.uint64)
+    assert table.keep(first).tolist() == [True, True, False, True]
+    assert table.keep(np.array([[2, 1], [2, 2], [1, 3]], dtype=np.uint64)).tolist() == [
+        *(False, True, True),
+    ]
