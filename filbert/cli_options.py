@@ -27,21 +27,27 @@ RECIPE = "TOML file with any of the options below"
 
 
 def command_from_fields(
-    model: type[BaseModel], run: Run, *, help: str, argument: str | None = None
+    model: type[BaseModel],
+    run: Run,
+    *,
+    help: str,
+    argument: str | None = None,
+    instead: dict[str, str] | None = None,
 ) -> Callable[..., None]:
     """A function that typer reads as a command with one option for each field of `model`.
 
     It calls `run(values, recipe, as_json)`: the values that were typed, by field name, the
     recipe's path or None, and whether `--json` was given. `argument` names what may be typed
-    without an option: a field that is a list, or "recipe".
+    without an option: a field that is a list, or "recipe". `instead`: further options, each with
+    its help, that are no fields; they name a folder.
     """
     recipe: Any = typer.Option("--recipe", metavar="FILE", help=RECIPE)
     if argument == "recipe":
-        recipe = typer.Argument(metavar="[RECIPE]", help=RECIPE)
+        recipe = typer.Argument(metavar="RECIPE", help=RECIPE)
     options: dict[str, Any] = {"recipe": Annotated[str | None, recipe]}
     for name, field in model.model_fields.items():
         if name == argument:
-            shown = typer.Argument(metavar=f"{name.upper()}...", help=field.description)
+            shown = typer.Argument(metavar=name.upper(), help=field.description)
             options[name] = Annotated[list[str] | None, shown]
             continue
         options[name] = Annotated[
@@ -53,6 +59,9 @@ def command_from_fields(
                 show_default=False,
             ),
         ]
+    for name, told in (instead or {}).items():
+        shown = typer.Option(f"--{name}", metavar="FOLDER", help=told)
+        options[name] = Annotated[str | None, shown]
     options["as_json"] = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 
     def command(**typed: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -32,6 +32,8 @@ class Verb:
     run: Callable[[Any, bool], None]  # takes the options and whether --json was given
     argument: str | None = None
     group: str = ""
+    # options that name a folder and do something else with it: help, and what
+    instead: dict[str, tuple[str, Callable[[str, bool], None]]] = field(default_factory=dict)
 
     def command(self) -> Callable[..., None]:
         """The command, with an option for each field."""
@@ -39,9 +41,18 @@ class Verb:
         model = getattr(import_module(module), name)
 
         def carry_out(values: dict[str, Any], recipe: str | None, as_json: bool) -> None:
-            self.run(parse(values, recipe, model, verb=self.name), as_json)
+            other = [name for name in self.instead if name in values]
+            if other and len(values) > 1:
+                raise UsageError(f"--{other[0]} stands alone, without other options")
+            if other:
+                self.instead[other[0]][1](values[other[0]], as_json)
+            else:
+                self.run(parse(values, recipe, model, verb=self.name), as_json)
 
-        return command_from_fields(model, carry_out, help=self.help, argument=self.argument)
+        return command_from_fields(
+            model, carry_out, help=self.help, argument=self.argument,
+            instead={name: told for name, (told, _) in self.instead.items()},
+        )  # fmt: skip
 
 
 def parse(values: dict[str, Any], recipe: str | None, model: type[Any], *, verb: str) -> Any:
@@ -98,11 +109,30 @@ def _vocab(options: Any, as_json: bool) -> None:
 def _prepare(options: Any, as_json: bool) -> None:
     from filbert.data.prepare import prepare
 
-    result = prepare(options, quiet=False)
+    shown = prepare(options, quiet=False).model_dump()
+    counts = shown["counts"]
     if as_json:
-        print_json(result)
+        print_json({"out": options.out, "sources": shown["sources"], **counts})
+        return
+    left_out = {"duplicates": counts["duplicates"], "near duplicates": counts["near_duplicates"],
+                **counts["filtered"]}  # fmt: skip
+    print(
+        f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, "
+        f"{counts['tokens']:,} tokens in {len(shown['shards'])} shards; left out: "
+        + ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
+    )
+    print(f"next: filbert pretrain recipes/bert-mini.toml --data {options.out} --out FOLDER")
+
+
+def _verify(folder: str, as_json: bool) -> None:
+    from filbert.data.shards import open_shards
+
+    shards = open_shards(folder, verify="full")
+    found = {"out": folder, "whole": True, **shards.manifest.counts.model_dump()}
+    if as_json:
+        print_json(found)
     else:
-        print(result)
+        print(f"{folder}: {len(shards.shards)} shards, every file is what its checksum says")
 
 
 def print_scores(result: Any) -> None:
@@ -125,6 +155,21 @@ def print_json(value: Any) -> None:
 
 
 VERBS = (
+    Verb(
+        "vocab",
+        "Learn a WordPiece vocabulary from plain text.",
+        "filbert.data.vocab_options:VocabOptions",
+        _vocab,
+        argument="corpus",
+    ),
+    Verb(
+        "prepare",
+        "Turn plain text into shards of token ids to pre-train on.",
+        "filbert.data.prepare_options:PrepareOptions",
+        _prepare,
+        argument="corpus",
+        instead={"verify": ("Read every file of these shards against its checksum", _verify)},
+    ),
     Verb(
         "classify",
         "Fine-tune a classifier: one label, several labels or a number for a text or a pair.",

@@ -179,7 +179,7 @@ def test_plain_options_reach_training(trained: list[ClassifyOptions]) -> None:
     [
         ("--data a --out o", "'base' is required (--base)"),
         ("--data a --base b --out o --epochs -1", "'epochs' = -1.0"),
-        ("--data a --base b --out o --schedule round", "'linear', 'cosine' or 'constant'"),
+        ("--data a --base b --out o --schedule round", "'linear', 'cosine', 'constant' or 'wsd'"),
         ("--recipe nowhere.toml", "no recipe at nowhere.toml"),
         ("--data a --base b --out o --learning-rate 3", "--learning-rate"),
         ("--epochs many", "Invalid value for '--epochs'"),
@@ -440,7 +440,7 @@ def test_system_errors_say_what_to_do(
     [
         (["convert", "x", ""], "OUT is empty"),
         (["predict", "m", "a", "--out", ""], "--out and --resume belong to --file"),
-        (["train", "classify", "--recipe", "/"], "--recipe /: Is a directory"),
+        (["train", "classify", "--recipe", "/"], "recipe /: Is a directory"),
         (["train", "classify", "--recipe", "r" * 5000], "File name too long"),
     ],
 )
