@@ -30,8 +30,9 @@ def tiny_shards(
     BertTokenizer(words).save_pretrained(vocab)
     draw = np.random.default_rng(seed)
     entries = []
-    for name, count in (("train-00000", documents // 2), ("train-00001", documents - documents // 2),
-                        ("dev-00000", dev_documents)):  # fmt: skip
+    half = documents // 2
+    counts = {"train-00000": half, "train-00001": documents - half, "dev-00000": dev_documents}
+    for name, count in counts.items():
         tokens, sentences, starts = [], [0], [0]
         for _ in range(count):
             for _ in range(int(draw.integers(2, 12))):

@@ -53,6 +53,8 @@ Layout = PaddedLayout | PackedLayout
 class BertEmbeddings(nn.Module):
     """Token + position + segment embeddings, normalised (BERT paper, figure 2)."""
 
+    each_token_alone = True  # and may be compiled, see `compile_parts`
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width = config.embedding_size or config.hidden_size
@@ -112,6 +114,8 @@ class BertSelfAttention(nn.Module):
 class AddAndNorm(nn.Module):
     """Linear, dropout, add the residual, normalise: LayerNorm(x + Sublayer(x)), section 3.1."""
 
+    each_token_alone = True
+
     def __init__(self, width: int, config: BertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
@@ -147,6 +151,8 @@ class BertAttention(nn.Module):
 
 class BertIntermediate(nn.Module):
     """The inner half of the feed-forward network: act(x W1 + b1), section 3.3."""
+
+    each_token_alone = True
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

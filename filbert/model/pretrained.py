@@ -86,6 +86,15 @@ class PretrainedModel(nn.Module):
         """Read words with another matrix; `tie_weights` then lets the word head follow."""
         setattr(self.base_model.embeddings, self.words_name, matrix)
 
+    def compile_parts(self) -> None:
+        """Compile what works on each token alone (embeddings, projections with their activation,
+        residual and norm), for any number of tokens. Attention, whose calls follow the lengths of
+        the texts, stays as it is. Takes some 20 s at the first step, and a C++ compiler on a
+        CPU."""
+        for module in self.modules():
+            if getattr(module, "each_token_alone", False):
+                module.compile(dynamic=True)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -34,7 +34,10 @@ BUNDLE_FILES = {
 }  # fmt: skip
 RUN_FILES = {RECIPE, ENVIRONMENT, SEEDS, "metrics.jsonl", "evaluation.json", "report.html"}
 # Options that may differ when a run is resumed: they do not change what is learned.
-FREE = {"resume", "overwrite", "out", "keep_checkpoints", "tensorboard", "threads", "save_every"}
+FREE = {
+    *("resume", "overwrite", "out", "keep_checkpoints", "tensorboard", "threads", "save_every"),
+    *("workers", "parallel", "compile"),  # up to rounding
+}
 
 
 def check_folder(out: Path, options: RunOptions) -> None:

@@ -175,7 +175,9 @@ class Optimizer:
     def set_parts(self) -> None:
         """Copy the flat tensors into the model's weights, where those are parts of their own."""
         for group in self.groups if self.shards is not None else []:
-            for weight, view in zip(group.weights, group.views(group.compute).values(), strict=True):
+            for weight, view in zip(
+                group.weights, group.views(group.compute).values(), strict=True
+            ):
                 own_part(weight).copy_(view)
 
     def _adamw(self, group: Group, lr: float, scale: float) -> None:

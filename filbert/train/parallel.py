@@ -221,7 +221,9 @@ def joined(device: torch.device) -> Iterator[World]:
     except BaseException as error:
         lost = isinstance(error, RuntimeError) and connection_broke(error)
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-        words = str(error) if isinstance(error, FilbertError) else f"{type(error).__name__}: {error}"
+        words = (
+            str(error) if isinstance(error, FilbertError) else f"{type(error).__name__}: {error}"
+        )
         found = watch.ask() if lost else watch.tell(words, code=code)
         watch.stop()
         if found[0] == rank:

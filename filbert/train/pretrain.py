@@ -141,6 +141,8 @@ def run(
         )  # fmt: skip
     model.to(device=device, dtype=dtype)
     model.gradient_checkpointing_enable(options.gradient_checkpointing)
+    if options.compile:
+        model.compile_parts()
     masks_a_sample = max(1.0, round(options.max_length * options.mask_rate))
 
     def batch_loss(trained: nn.Module, batch: task.Batch) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class PretrainOptions(RunOptions):
     eval_samples: int = Field(2000, gt=0, le=10**7, description="Held-out samples to score")
 
     # machine
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile")
+    compile: bool = Field(False, description="torch.compile for what lies between the products")
     workers: int = Field(
         0, ge=0, le=256, description="Processes that prepare batches (0: a thread)"
     )

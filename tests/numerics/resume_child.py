@@ -1,6 +1,6 @@
 """Trains again and again, killed with SIGKILL at random moments, until a run comes to its end.
 
-    python resume_child.py OPTIONS_JSON KILLS SEED
+    python resume_child.py OPTIONS_JSON KILLS SEED classify|pretrain
 
 Each attempt is a forked child that resumes from the newest checkpoint. Half of the kills wait until
 a checkpoint is being written. Prints as JSON how many were killed and in the middle of what.
@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 from filbert.train.options import ClassifyOptions
+from filbert.train.pretrain import pretrain
+from filbert.train.pretrain_options import PretrainOptions
 from filbert.train.run import train_classify
 
 LONGEST = 120.0
@@ -30,7 +32,11 @@ def main() -> None:
     for attempt in range(kills * 4):
         child = os.fork()
         if child == 0:
-            train_classify(ClassifyOptions(**{**values, "resume": attempt > 0}), quiet=True)
+            given = {**values, "resume": attempt > 0}
+            if sys.argv[4] == "pretrain":
+                pretrain(PretrainOptions(**given), quiet=True)
+            else:
+                train_classify(ClassifyOptions(**given), quiet=True)
             os._exit(0)
         started = time.monotonic()
         writing = draw.random() < 0.5

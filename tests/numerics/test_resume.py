@@ -76,7 +76,14 @@ TRAIN = (
 def test_twenty_kills_change_no_bit(place: Path, unbroken: Path) -> None:
     """SIGKILL at 20 random moments, some in the middle of writing a checkpoint."""
     child = Path(__file__).with_name("resume_child.py")
-    command = [sys.executable, str(child), json.dumps(options(place, "killed")), "20", "7"]
+    command = [
+        sys.executable,
+        str(child),
+        json.dumps(options(place, "killed")),
+        "20",
+        "7",
+        "classify",
+    ]
     done = subprocess.run(
         command,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
