@@ -147,7 +147,7 @@ def train_with_filbert(job: Job) -> dict[str, Any]:
     """filbert through its public function; the same figures as for the peer."""
     from filbert.tasks import classify
     from filbert.text import BertTokenizer
-    from filbert.train.options import parse_options
+    from filbert.train.options import ClassifyOptions, parse_options
     from filbert.train.run import train_classify
 
     same = {"base", "dev", "out", "epochs", "batch_tokens", "lr", "warmup", "weight_decay"}
@@ -162,7 +162,7 @@ def train_with_filbert(job: Job) -> dict[str, Any]:
         "device": "cpu",
         "precision": "float32" if job.arm == "filbert-float32" else "auto",
     }
-    result = train_classify(parse_options(values, source=__file__), quiet=True)
+    result = train_classify(parse_options(values, ClassifyOptions, source=__file__), quiet=True)
     # The bundle tells the time of the steps; that of tokenising is taken by doing it once more.
     bundle = json.loads((Path(job.out) / "filbert.json").read_text(encoding="utf-8"))
     loop = bundle["provenance"]["step_seconds"]

@@ -26,7 +26,13 @@ from filbert.model.bert import (
     BertForSequenceClassification,
     BertModel,
 )
-from filbert.model.config import BertConfig, read_config
+from filbert.model.config import EncoderConfig
+from filbert.model.modern import (
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
+)
+from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.pretrained import PretrainedModel
 from filbert.sources import resolve
 from filbert.text import BertTokenizer
@@ -37,6 +43,9 @@ ARCHITECTURES: dict[str, tuple[str, type[PretrainedModel]]] = {
     "BertForMaskedLM": ("fill", BertForMaskedLM),
     "BertForPreTraining": ("pretrain", BertForPreTraining),
     "BertModel": ("encode", BertModel),
+    "ModernBertForSequenceClassification": ("classify", ModernBertForSequenceClassification),
+    "ModernBertForMaskedLM": ("fill", ModernBertForMaskedLM),
+    "ModernBertModel": ("encode", ModernBertModel),
 }
 
 
@@ -78,15 +87,15 @@ def open_bundle(name: str | PathLike[str], *, revision: str | None = None) -> Bu
     """
     folder = resolve(name, revision=revision)
     manifest = read_manifest(folder)
-    config = read_config(folder)
-    _, architecture = _architecture(config.architectures)
+    config = read_any_config(folder)
+    _, architecture = _architecture(config)
     model = architecture.from_pretrained(folder)
     tokenizer = BertTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer, config, source=str(folder))
     return Bundle(folder, manifest, model, tokenizer)
 
 
-def check_tokenizer(tokenizer: BertTokenizer, config: BertConfig, *, source: str) -> None:
+def check_tokenizer(tokenizer: BertTokenizer, config: EncoderConfig, *, source: str) -> None:
     """Raise `FilbertError` if the tokenizer gives ids that the embedding does not have."""
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= config.vocab_size:
@@ -98,8 +107,8 @@ def check_tokenizer(tokenizer: BertTokenizer, config: BertConfig, *, source: str
 
 def read_manifest(folder: Path) -> Manifest:
     """`filbert.json`, or what `config.json` lets us say where there is none."""
-    config = read_config(folder)
-    task, _ = _architecture(config.architectures)
+    config = read_any_config(folder)
+    task, _ = _architecture(config)
     path = folder / MANIFEST
     if not path.is_file():
         labels = list(config.id2label.values())
@@ -213,8 +222,9 @@ def model_card(name: str, model: PretrainedModel, manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _architecture(names: list[str] | None) -> tuple[str, type[PretrainedModel]]:
-    for name in names or []:
+def _architecture(config: EncoderConfig) -> tuple[str, type[PretrainedModel]]:
+    for name in config.architectures or []:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
-    return ARCHITECTURES["BertModel"]
+    modern = isinstance(config, ModernBertConfig)
+    return ARCHITECTURES["ModernBertModel" if modern else "BertModel"]

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
 State = Literal["ok", "warn", "missing"]

@@ -54,7 +54,7 @@ def keys_of(key: int, numbers: NDArray[np.int64]) -> U64:
 def uniforms(keys: U64, counters: NDArray[np.integer]) -> NDArray[np.float64]:
     """A number in [0, 1) for each pair of key and counter, 53 bits of it. Both (n,)."""
     bits = mixed(keys ^ mixed(counters.astype(np.uint64)))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 class Draw:

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from filbert.bundle import Bundle, open_bundle
 from filbert.errors import FilbertError, UsageError
-from filbert.model.bert import BertForSequenceClassification
 from filbert.model.device import choose_device, choose_precision
 from filbert.tasks import classify
 
@@ -84,7 +83,7 @@ class Classifier:
         self.folder = bundle.folder
         self.manifest = bundle.manifest
         self.tokenizer = bundle.tokenizer
-        if not isinstance(bundle.model, BertForSequenceClassification):
+        if not isinstance(bundle.model, classify.Classifier):
             raise FilbertError(
                 f"{bundle.folder} holds a {type(bundle.model).__name__}, not a classifier: it has "
                 "no classification head to predict with. Fine-tune it first with filbert train "

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from filbert.errors import FilbertError
-from filbert.model.attention import PackedLayout, PaddedLayout, attention, pack_layout
+from filbert.model.attention import PackedLayout, PaddedLayout, attention
 from filbert.model.config import BertConfig
 from filbert.model.dropout import dropout
+from filbert.model.inputs import Layout, check_ids, check_shape, lay_out
+from filbert.model.losses import label_loss, token_loss
 from filbert.model.outputs import ModelOutput
 from filbert.model.pretrained import PretrainedModel
 from filbert.model.word_loss import word_loss
@@ -46,8 +48,6 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
-
-Layout = PaddedLayout | PackedLayout
 
 
 class BertEmbeddings(nn.Module):
@@ -272,46 +272,25 @@ class BertModel(PretrainedModel):
         """
         words = self._look_up(input_ids, inputs_embeds)  # (..., embedding)
         shape, device = words.shape[:-1], words.device
-        layout: Layout
-        if lengths is not None:
-            whole = len(shape) == 1 and int(lengths.sum()) == shape[0] and int(lengths.min()) > 0
-            if not whole or output_attentions or attention_mask is not None:
-                raise FilbertError(
-                    "a packed batch is input_ids (tokens,) and positive lengths that sum to "
-                    "tokens, without attention_mask and output_attentions; got "
-                    f"{tuple(shape)} and lengths of sum {int(lengths.sum())}"
-                )
-            layout = pack_layout(lengths)
-            longest = int(lengths.max())
-            places = torch.arange(shape[0], device=device)
-            places = places - torch.repeat_interleave(layout.first, lengths)
-            only = layout.first if first_only and not output_hidden_states else None
-            wanted = predict_at
+        layout, places = lay_out(
+            shape,
+            device,
+            lengths=lengths,
+            attention_mask=attention_mask,
+            output_attentions=output_attentions,
+            path=self.attention_path,
+            longest_allowed=self.config.max_position_embeddings,
+        )
+        check_shape(token_type_ids, shape)
+        check_shape(position_ids, shape)
+        only, wanted = None, predict_at
+        if isinstance(layout, PackedLayout):
+            if first_only and not output_hidden_states:
+                only = layout.first
             if wanted is not None and self.pooler is not None:
                 wanted = torch.cat([layout.first, wanted])
-        elif predict_at is not None:
+        elif wanted is not None:
             raise FilbertError("predict_at counts in a packed batch: give lengths as well")
-        else:
-            if len(shape) != 2:
-                raise FilbertError(
-                    f"input_ids: (batch, length), or (tokens,) with lengths; got {tuple(shape)}"
-                )
-            layout = self._padded_layout(attention_mask, output_attentions)
-            only = wanted = None
-            longest = shape[1]
-            places = torch.arange(longest, device=device).expand(shape)
-        if longest > self.config.max_position_embeddings:
-            raise FilbertError(
-                f"a text of {longest} tokens; this model takes at most "
-                f"{self.config.max_position_embeddings}: tokenize with truncation=True or windows"
-            )
-        for given in (token_type_ids, position_ids):
-            one_for_all = given is not None and given.dim() == 2 and given.shape == (1, shape[-1])
-            if given is not None and given.shape != shape and not one_for_all:
-                raise FilbertError(
-                    f"token_type_ids and position_ids must be shaped as input_ids, "
-                    f"{tuple(shape)}; got {tuple(given.shape)}"
-                )
         if token_type_ids is None:
             token_type_ids = torch.zeros(shape, dtype=torch.int64, device=device)
         position_ids = places if position_ids is None else position_ids
@@ -324,7 +303,8 @@ class BertModel(PretrainedModel):
             if isinstance(layout, PaddedLayout):
                 heads = hidden[:, 0]
             elif wanted is not None:
-                heads, hidden = hidden.split([len(lengths), len(hidden) - len(lengths)])
+                texts = len(layout.first)
+                heads, hidden = hidden[:texts], hidden[texts:]
             else:
                 heads = hidden if only is not None else hidden.index_select(0, layout.first)
             pooled = self.pooler(heads)  # (sequences, hidden)
@@ -341,30 +321,9 @@ class BertModel(PretrainedModel):
         if input_ids is None:
             assert inputs_embeds is not None
             return inputs_embeds
-        if input_ids.numel() == 0:
-            raise FilbertError("input_ids is empty: there is no token to encode")
-        if input_ids.device.type == "cpu":  # on a GPU this would wait for the device
-            low, high = int(input_ids.min()), int(input_ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise FilbertError(
-                    f"token id {low if low < 0 else high} is outside the model's vocabulary of "
-                    f"{self.config.vocab_size}: was the text tokenized with another vocabulary?"
-                )
+        check_ids(input_ids, vocab_size=self.config.vocab_size)
         words: Tensor = self.embeddings.word_embeddings(input_ids)
         return words
-
-    def _padded_layout(
-        self, attention_mask: Tensor | None, output_attentions: bool
-    ) -> PaddedLayout:
-        path = "eager" if output_attentions or self.attention_path == "eager" else "sdpa"
-        if attention_mask is None:
-            return PaddedLayout(None, path)
-        mask = attention_mask.bool()
-        if mask.dim() == 2:
-            mask = mask[:, None, None, :]  # (batch, 1, 1, length)
-        elif mask.dim() == 3:
-            mask = mask[:, None, :, :]  # (batch, 1, length, length)
-        return PaddedLayout(mask, path)
 
 
 class BertLMHead(nn.Module):
@@ -441,13 +400,13 @@ class BertForPreTraining(PretrainedModel):
             loss, right = self.cls.predictions.loss(out.last_hidden_state, labels_at)
             return ModelOutput(word_loss=loss, words_right=right, seq_relationship_logits=follows)
         words = self.cls.predictions(out.last_hidden_state)
-        loss = None
+        total = None
         if labels is not None and next_sentence_label is not None:
-            loss = _token_loss(words, labels) + F.cross_entropy(
+            total = token_loss(words, labels) + F.cross_entropy(
                 follows.float(), next_sentence_label.view(-1)
             )
         return ModelOutput(
-            loss=loss,
+            loss=total,
             prediction_logits=words,
             seq_relationship_logits=follows,
             hidden_states=out.hidden_states,
@@ -484,7 +443,7 @@ class BertForMaskedLM(PretrainedModel):
             return ModelOutput(word_loss=loss, words_right=right)
         logits = self.cls.predictions(out.last_hidden_state)
         return ModelOutput(
-            loss=None if labels is None else _token_loss(logits, labels),
+            loss=None if labels is None else token_loss(logits, labels),
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
@@ -512,21 +471,8 @@ class BertForSequenceClassification(PretrainedModel):
             dropout(out.pooler_output, self.dropout_prob if self.training else 0.0)
         )
         return ModelOutput(
-            loss=None if labels is None else self._loss(logits.float(), labels),
+            loss=None if labels is None else label_loss(logits, labels, self.config),
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.problem_type
-        if kind == "regression" or (kind is None and self.config.num_labels == 1):
-            return F.mse_loss(logits.squeeze(-1), labels.float().view_as(logits.squeeze(-1)))
-        if kind == "multi_label_classification" or (kind is None and labels.is_floating_point()):
-            return F.binary_cross_entropy_with_logits(logits, labels.float())
-        return F.cross_entropy(logits, labels.view(-1))
-
-
-def _token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the positions whose label is not -100."""
-    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100)

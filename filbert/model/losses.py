@@ -11,7 +11,7 @@ from torch import Tensor
 from filbert.model.config import EncoderConfig
 
 
-def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the positions whose label is not -100.
 
     logits: (..., vocabulary); labels: (...) int64.

@@ -29,11 +29,12 @@ from filbert.model.bert import ACTIVATION
 from filbert.model.config import EncoderConfig
 from filbert.model.dropout import dropout
 from filbert.model.inputs import check_ids, check_shape, lay_out
-from filbert.model.losses import label_loss, word_loss
+from filbert.model.losses import label_loss, token_loss
 from filbert.model.modern_config import GLOBAL, LOCAL, ModernBertConfig
 from filbert.model.outputs import ModelOutput
 from filbert.model.pretrained import PretrainedModel
 from filbert.model.window import LocalLayout, local_layout, window_attention
+from filbert.model.word_loss import word_loss
 
 __all__ = [
     "ModernBertConfig",
@@ -111,6 +112,8 @@ class ModernBertAttention(nn.Module):
 
 class ModernBertMLP(nn.Module):
     """The gated feed-forward layer: Wo(act(x W) * (x V)), W and V in one matrix."""
+
+    each_token_alone = True
 
     def __init__(self, config: ModernBertConfig) -> None:
         super().__init__()
@@ -299,19 +302,28 @@ class ModernBertForMaskedLM(ModernBertPretrained):
         *inputs: Tensor,
         labels: Tensor | None = None,
         predict_at: Tensor | None = None,
+        labels_at: Tensor | None = None,
         **options: Any,
     ) -> ModelOutput:
         """Takes what `ModernBertModel.forward` takes, and `labels`, shaped as `input_ids`, -100
         where nothing is predicted. Returns `loss` if they are given, `logits` (..., vocabulary).
         With `predict_at` (masked,) int64, places in the row of all tokens, words are predicted
-        there alone: `logits` (masked, vocabulary), and `labels` is (masked,)."""
+        there alone: `logits` (masked, vocabulary), and `labels` is (masked,). `labels_at`: as for
+        `BertForPreTraining`."""
         out = self.model(*inputs, **options)
         hidden = out.last_hidden_state
         if predict_at is not None:
             hidden = hidden.flatten(0, -2).index_select(0, predict_at)  # (masked, hidden)
-        logits = self.decoder(self.head(hidden))  # (..., vocabulary)
+        hidden = self.head(hidden)
+        if labels_at is not None:
+            bias = self.decoder.bias
+            if bias is None:
+                bias = hidden.new_zeros(len(self.decoder.weight))
+            loss, right = word_loss(hidden, self.decoder.weight, bias, labels_at)
+            return ModelOutput(word_loss=loss, words_right=right)
+        logits = self.decoder(hidden)  # (..., vocabulary)
         return ModelOutput(
-            loss=None if labels is None else word_loss(logits, labels),
+            loss=None if labels is None else token_loss(logits, labels),
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,

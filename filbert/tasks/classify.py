@@ -23,6 +23,9 @@ from filbert.data.examples import Examples, read_examples
 from filbert.data.packing import Batch, Encoded, plan_once
 from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.model.bert import BertForSequenceClassification
+from filbert.model.modern import ModernBertForSequenceClassification
+from filbert.model.modern_config import ModernBertConfig, read_any_config
+from filbert.sources import resolve
 from filbert.tasks.calibrate import probabilities
 from filbert.tasks.metrics import classification_scores, multilabel_scores, regression_scores
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from filbert.text import BertTokenizer
 
 Floats = NDArray[np.float32]
+Classifier = BertForSequenceClassification | ModernBertForSequenceClassification
 
 
 def read(path: str, options: Any, *, need_labels: bool = True) -> Examples:
@@ -66,12 +70,14 @@ def encode(
 
 def head(
     base: str, *, labels: list[str], problem_type: str, revision: str | None = None, **changes: Any
-) -> BertForSequenceClassification:
+) -> Classifier:
     """The pre-trained encoder of `base` with a new classification head, drawn from torch's seed."""
     names = labels if labels else ["score"]
-    return BertForSequenceClassification.from_pretrained(
-        base,
-        revision=revision,
+    folder = resolve(base, revision=revision)
+    modern = isinstance(read_any_config(folder), ModernBertConfig)
+    kind = ModernBertForSequenceClassification if modern else BertForSequenceClassification
+    return kind.from_pretrained(
+        folder,
         new_head=True,
         problem_type=problem_type,
         id2label=dict(enumerate(names)),
@@ -138,7 +144,7 @@ def class_weights(
     return weights
 
 
-def logits_of(model: BertForSequenceClassification, batch: Batch) -> Tensor:
+def logits_of(model: Classifier, batch: Batch) -> Tensor:
     """(examples, labels) float32: the mean over each example's windows.
 
     The batch is computed packed, or as a padded grid if the model's attention path is another.
@@ -148,7 +154,7 @@ def logits_of(model: BertForSequenceClassification, batch: Batch) -> Tensor:
         torch.from_numpy(x).to(device)
         for x in (batch.input_ids, batch.token_type_ids, batch.lengths)
     )
-    if model.bert.attention_path == "packed":
+    if model.base_model.attention_path == "packed":
         output = model(input_ids=ids, token_type_ids=types, lengths=lengths)
     else:
         counts = batch.lengths.tolist()
@@ -188,9 +194,7 @@ def loss(
     )
 
 
-def for_inference(
-    model: BertForSequenceClassification, device: torch.device, dtype: torch.dtype
-) -> BertForSequenceClassification:
+def for_inference(model: Classifier, device: torch.device, dtype: torch.dtype) -> Classifier:
     """Move `model` to where and how it computes answers. The head stays float32: half-precision
     logits would tie the scores of like answers."""
     model = model.to(device=device, dtype=dtype).eval()
@@ -201,9 +205,7 @@ def for_inference(
 
 
 @torch.no_grad()
-def predict_logits(
-    model: BertForSequenceClassification, encoded: Encoded, *, batch_tokens: int = 4096
-) -> Floats:
+def predict_logits(model: Classifier, encoded: Encoded, *, batch_tokens: int = 4096) -> Floats:
     """(examples, labels) float32, in input order, whatever the order of computation."""
     model.eval()
     out = np.empty((len(encoded), model.config.num_labels), dtype=np.float32)

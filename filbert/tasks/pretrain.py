@@ -24,9 +24,11 @@ from torch import Tensor
 from filbert.data.masking import MaskRule, mask
 from filbert.data.samples import NO_LABEL, Sample, Sampler
 from filbert.data.shards import Shards, open_shards
-from filbert.errors import FilbertError
+from filbert.errors import FilbertError, UsageError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
-from filbert.model.config import BertConfig
+from filbert.model.config import EncoderConfig
+from filbert.model.modern import ModernBertForMaskedLM
+from filbert.model.modern_config import ModernBertConfig
 from filbert.model.pretrained import PretrainedModel
 from filbert.text import BertTokenizer
 
@@ -84,10 +86,17 @@ def encode(sampler: Sampler, samples: list[Sample], rule: MaskRule) -> Batch:
     )  # fmt: skip
 
 
-def head(config: BertConfig, *, objective: str) -> PretrainedModel:
-    """A model with fresh weights, drawn from torch's seed: with a next-sentence head if the
-    objective compares two segments."""
-    return BertForMaskedLM(config) if objective == "none" else BertForPreTraining(config)
+def head(config: EncoderConfig, *, objective: str) -> type[PretrainedModel]:
+    """The class of model to pre-train: with a head for pairs if the objective compares two
+    segments. Raises `UsageError` for a ModernBERT with such an objective."""
+    if isinstance(config, ModernBertConfig):
+        if objective != "none":
+            raise UsageError(
+                f"objective {objective}: a ModernBERT has no token types to tell two segments "
+                "apart and no pair head; use --objective none, or --architecture bert"
+            )
+        return ModernBertForMaskedLM
+    return BertForMaskedLM if objective == "none" else BertForPreTraining
 
 
 def loss(model: PretrainedModel, batch: Batch, *, masks_a_sample: float) -> tuple[Tensor, Tensor]:
@@ -148,16 +157,20 @@ def evaluate(model: PretrainedModel, batches: list[Batch]) -> NDArray[np.float64
     return total
 
 
-def flops_per_token(config: BertConfig, *, length: int, masked: float) -> float:
+def flops_per_token(model: PretrainedModel, *, length: int, masked: float) -> float:
     """Floating-point operations of a training step for each token: 2 for each weight that it meets
     in a matrix product and 4 * length * hidden for attention in each layer, three times over for
     forward and backward (Kaplan et al. 2020, section 2.1). `length`: tokens of a sample; `masked`:
-    the share of them whose words are predicted. Embedding look-ups, norms and activations are left
-    out."""
-    hidden, width = config.hidden_size, config.embedding_size or config.hidden_size
-    layer = 4 * hidden**2 + 2 * hidden * config.intermediate_size
-    words = masked * (hidden * width + width * config.vocab_size)
-    return float(3 * (config.num_hidden_layers * (2 * layer + 4 * length * hidden) + 2 * words))
+    the share of them whose words are predicted. Embedding look-ups, norms, activations and what is
+    computed once a sample are left out."""
+    layers = words = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name:
+            of_a_layer = ".layer" in name
+            layers += module.weight.numel() * of_a_layer
+            words += module.weight.numel() * (not of_a_layer and "relationship" not in name)
+    attention = 4 * length * model.config.hidden_size * model.config.num_hidden_layers
+    return float(3 * (2 * layers + attention + 2 * masked * words))
 
 
 def decode(batch: Batch, tokenizer: BertTokenizer) -> list[dict[str, Any]]:

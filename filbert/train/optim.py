@@ -265,7 +265,9 @@ class Optimizer:
         together on the CPU of the first process (the others get nothing; all must call it)."""
         if self.shards is None:
             return tensors
-        weights = {n: w for group in self.groups for n, w in zip(group.names, group.weights)}
+        weights = {
+            n: w for group in self.groups for n, w in zip(group.names, group.weights, strict=True)
+        }
         whole = {}
         for key, part in tensors.items():
             together = whole_of(part, weights[key.rpartition("/")[2]], self.shards)
@@ -279,8 +281,9 @@ class Optimizer:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take back what `state` gave and `whole` put together, and set the model's weights from the masters. Raises
-        `FilbertError` where a tensor is missing: the state is another optimizer's or model's."""
+        """Take back what `state` gave and `whole` put together, and set the model's weights from
+        the masters. Raises `FilbertError` where a tensor is missing: the state is another
+        optimizer's or model's."""
         own = self.state()
         if missing := [name for name in own if name not in tensors]:
             raise FilbertError(

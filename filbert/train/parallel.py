@@ -27,6 +27,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from filbert.errors import FilbertError, UsageError
 
@@ -110,7 +112,7 @@ class Watch:
     that of the next process, and for the word of one that failed; then this process has `GRACE`
     seconds to leave by itself: one that waits for a dead GPU never would."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="filbert-watch", daemon=True)
@@ -203,14 +205,14 @@ def joined(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store, rank=rank, world_size=size, timeout=PATIENCE,
             device_id=device if device.type == "cuda" else None,
         )  # fmt: skip
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        watch = Watch(dist.PrefixStore(f"filbert/{attempt}", store.clone()), rank, size)
+        watch = Watch(PrefixStore(f"filbert/{attempt}", store.clone()), rank, size)
     except (ValueError, RuntimeError) as error:
         raise FilbertError(
             f"the {size} processes of this run could not meet ({error}); start them with torchrun, "

@@ -163,7 +163,7 @@ def run(
         budget = loop.Budget(seconds_of(options.budget) - (time.monotonic() - started))
     resumed = state.newest(out, warn=warn)
     share = masks_a_sample / options.max_length
-    flops = task.flops_per_token(model.config, length=options.max_length, masked=share)
+    flops = task.flops_per_token(model, length=options.max_length, masked=share)
     ceiling = 1e9 * matmul_rate(dtype, device) * world.size
     with Tracker(
         out, total_steps=options.steps, tensorboard=options.tensorboard, quiet=quiet,

@@ -12,7 +12,9 @@ import torch
 
 from filbert.errors import FilbertError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
-from filbert.model.config import BertConfig
+from filbert.model.config import BertConfig, EncoderConfig
+from filbert.model.modern import ModernBertForMaskedLM
+from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.pretrained import PretrainedModel
 from filbert.sources import resolve
 from filbert.tasks import pretrain as task
@@ -30,15 +32,14 @@ def build_model(
     words = tokenizer.get_vocab()
     size = max(words.values()) + 1
     if options.base is None:
-        return task.head(new_config(options, size, tokenizer), objective=options.objective), []
+        new = new_config(options, size, tokenizer)
+        return task.head(new, objective=options.objective)(new), []
     base = resolve(options.base, revision=options.revision)
-    changes: dict[str, Any] = {}
+    config = read_any_config(base)
     if options.dropout is not None:
-        changes = dict.fromkeys(
-            ("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout
-        )
-    architecture = BertForMaskedLM if options.objective == "none" else BertForPreTraining
-    model: PretrainedModel = architecture.from_pretrained(base, **changes)
+        config = config.replace(**dropouts(config, options.dropout))
+    kind = task.head(config, objective=options.objective)
+    model = kind.from_pretrained(base, config=config)
     before = BertTokenizer.from_pretrained(base)
     old = before.get_vocab()
     different = [word for word, number in old.items() if words.get(word) != number]
@@ -55,21 +56,32 @@ def build_model(
     return model, [f"{size - len(old):,} words were added to the vocabulary of {options.base}"]
 
 
-def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) -> BertConfig:
-    """The configuration of a new model, with the vocabulary of the shards."""
-    dropout = 0.1 if options.dropout is None else options.dropout
-    return BertConfig(
-        vocab_size=size,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        num_attention_heads=options.num_attention_heads,
-        intermediate_size=options.intermediate_size or 4 * options.hidden_size,
-        hidden_act=options.hidden_act,
-        max_position_embeddings=options.max_position_embeddings,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) -> EncoderConfig:
+    """The configuration of a new model, with the vocabulary of the shards. Without an option, the
+    dropout is that of the paper: 0.1 in BERT, none in ModernBERT."""
+    shape: dict[str, Any] = {
+        "vocab_size": size,
+        "hidden_size": options.hidden_size,
+        "num_hidden_layers": options.num_hidden_layers,
+        "num_attention_heads": options.num_attention_heads,
+        "max_position_embeddings": options.max_position_embeddings,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if options.architecture == "modernbert":
+        # the gated layer has two halves: 1.5 times the width in each, as in ModernBERT-base
+        inner = options.intermediate_size or options.hidden_size * 3 // 2
+        modern = ModernBertConfig(
+            **shape, intermediate_size=inner, hidden_activation=options.hidden_act
+        )
+        return modern.replace(**dropouts(modern, options.dropout or 0.0))
+    inner = options.intermediate_size or 4 * options.hidden_size
+    config = BertConfig(**shape, intermediate_size=inner, hidden_act=options.hidden_act)
+    return config.replace(**dropouts(config, 0.1 if options.dropout is None else options.dropout))
+
+
+def dropouts(config: EncoderConfig, value: float) -> dict[str, float]:
+    """Every dropout of the encoder set to `value`."""
+    return {name: value for name in config.dropouts if name != "classifier_dropout"}
 
 
 @torch.no_grad()
@@ -77,25 +89,35 @@ def extend(
     model: PretrainedModel, size: int, before: BertTokenizer, tokenizer: BertTokenizer
 ) -> None:
     """Give the model `size` word rows. A new word starts as the mean of its old pieces."""
-    assert isinstance(model, BertForMaskedLM | BertForPreTraining)
-    old = model.bert.embeddings.word_embeddings
+    old = model.get_input_embeddings()
     count, width = old.weight.shape
     grown = torch.nn.Embedding(size, width, padding_idx=old.padding_idx)
     grown.weight[:count] = old.weight
     grown.weight[count:].normal_(std=model.config.initializer_range)
+    if isinstance(model, ModernBertForMaskedLM):
+        old_bias: torch.Tensor | None = model.decoder.bias
+    else:
+        assert isinstance(model, BertForMaskedLM | BertForPreTraining)
+        old_bias = model.cls.predictions.bias
     bias = torch.zeros(size)
-    bias[:count] = model.cls.predictions.bias
+    if old_bias is not None:
+        bias[:count] = old_bias
     for word, number in tokenizer.get_vocab().items():
         if number < count:
             continue
-        text = word.removeprefix("##")
-        pieces = before(text, add_special_tokens=False)["input_ids"]
+        pieces = before(word.removeprefix("##"), add_special_tokens=False)["input_ids"]
         if pieces and before.unk_token_id not in pieces:
             grown.weight[number] = old.weight[pieces].mean(0)
-            bias[number] = model.cls.predictions.bias[pieces].mean()
-    model.bert.embeddings.word_embeddings = grown
-    model.cls.predictions.decoder = torch.nn.Linear(width, size, bias=False)
-    model.cls.predictions.bias = torch.nn.Parameter(bias)
-    model.config = model.config.replace(vocab_size=size)
-    model.bert.config = model.config
+            if old_bias is not None:
+                bias[number] = old_bias[pieces].mean()
+    model.set_input_embeddings(grown)
+    matrix = torch.nn.Linear(width, size, bias=False)
+    if isinstance(model, ModernBertForMaskedLM):
+        model.decoder = matrix
+        if old_bias is not None:
+            model.decoder.bias = torch.nn.Parameter(bias)
+    else:
+        model.cls.predictions.decoder = matrix
+        model.cls.predictions.bias = torch.nn.Parameter(bias)
+    model.config = model.base_model.config = model.config.replace(vocab_size=size)
     model.tie_weights()

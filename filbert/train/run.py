@@ -38,7 +38,6 @@ from filbert.data.examples import (
 )
 from filbert.data.packing import Encoded, Ids
 from filbert.errors import FilbertError, UsageError, did_you_mean
-from filbert.model.bert import BertForSequenceClassification
 from filbert.model.device import choose_device, choose_precision
 from filbert.sources import resolve
 from filbert.tasks import classify, metrics
@@ -176,7 +175,7 @@ class Ready:
     reason: str  # for this precision, in words
     base: Path
     tokenizer: BertTokenizer
-    model: BertForSequenceClassification
+    model: classify.Classifier
     trimmed: TrimmedEmbedding
     reading: dict[str, Any]  # max_length, windows, stride
     encoded: list[Encoded]  # of Data.parts
@@ -210,7 +209,7 @@ def prepare(options: ClassifyOptions, data: Data) -> Ready:
     gold = [
         classify.targets(part.labels or [], data.labels, data.problem_type) for part in data.parts
     ]
-    trimmed = TrimmedEmbedding(model.bert, *encoded)
+    trimmed = TrimmedEmbedding(model.base_model, *encoded)
     encoded = [trimmed.encode(part) for part in encoded]
     weights = classify.class_weights(options.class_weights, gold[0], data.labels, data.problem_type)
     return Ready(
@@ -246,7 +245,7 @@ def run_seed(
     model.set_attention(options.attention)
 
     def batch_loss(trained: nn.Module, examples: Ids) -> tuple[Tensor, Tensor]:
-        assert isinstance(trained, BertForSequenceClassification)
+        assert isinstance(trained, classify.Classifier)
         losses = classify.loss(
             classify.logits_of(trained, encoded[0].gather(examples)),
             targets[torch.from_numpy(examples)].to(device),
@@ -257,7 +256,7 @@ def run_seed(
         return losses.sum(), loop.counted(losses, len(examples))
 
     def predict(trained: nn.Module, part: Encoded) -> NDArray[np.float32]:
-        assert isinstance(trained, BertForSequenceClassification)
+        assert isinstance(trained, classify.Classifier)
         logits = classify.predict_logits(trained, part, batch_tokens=options.batch_tokens)
         return logits * spread + mean
 

@@ -14,7 +14,7 @@ tests/system/test_parallel.py holds it to runs without parts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from torch import Tensor, nn
 from filbert.errors import FilbertError, UsageError
 from filbert.model.pretrained import PretrainedModel
 from filbert.train.parallel import World
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
 
 Item = TypeVar("Item")
 
@@ -94,9 +91,10 @@ def whole_of(part: Tensor, weight: Tensor, world: World) -> Tensor | None:
 def let_go(model: nn.Module) -> None:
     """Drop weights that an evaluation put together, which a later change of the parts would not
     reach."""
-    part: FSDPModule | nn.Module
+    from torch.distributed.fsdp import FSDPModule
+
     for part in model.modules():
-        if hasattr(part, "reshard"):
+        if isinstance(part, FSDPModule):
             part.reshard()
 
 

@@ -17,22 +17,23 @@ import torch
 from torch import nn
 
 from filbert.data.packing import Encoded, Ids
-from filbert.model.bert import BertModel
+from filbert.model.pretrained import PretrainedModel
 
 
 class TrimmedEmbedding:
     """Swaps a model's word embedding for the rows in use, and back."""
 
-    def __init__(self, bert: BertModel, *data: Encoded) -> None:
+    def __init__(self, encoder: PretrainedModel, *data: Encoded) -> None:
         """Keep only the rows of tokens that occur in `data`."""
-        seen = np.zeros(bert.config.vocab_size, dtype=bool)
+        seen = np.zeros(encoder.config.vocab_size, dtype=bool)
         for encoded in data:
             seen[encoded.input_ids] = True
-        if bert.config.pad_token_id is not None:
-            seen[bert.config.pad_token_id] = True
+        if encoder.config.pad_token_id is not None:
+            seen[encoder.config.pad_token_id] = True
         self.used: Ids = np.flatnonzero(seen)  # (kept rows,) their numbers in the vocabulary
         self._place = np.cumsum(seen, dtype=np.int32) - 1  # (vocabulary,) number among the kept
-        self._bert, self._whole, self._config = bert, bert.embeddings.word_embeddings, bert.config
+        self._encoder, self._config = encoder, encoder.config
+        self._whole = encoder.get_input_embeddings()
         padding = self._whole.padding_idx
         small = nn.Embedding(
             len(self.used), self._whole.embedding_dim,
@@ -40,8 +41,10 @@ class TrimmedEmbedding:
         )  # fmt: skip
         with torch.no_grad():
             small.weight.copy_(self._whole.weight[torch.from_numpy(self.used)])
-        bert.embeddings.word_embeddings = small
-        bert.config = bert.config.replace(vocab_size=len(self.used), pad_token_id=small.padding_idx)
+        encoder.set_input_embeddings(small)
+        encoder.config = encoder.config.replace(
+            vocab_size=len(self.used), pad_token_id=small.padding_idx
+        )
 
     def encode(self, encoded: Encoded) -> Encoded:
         """The same texts with the numbers of the kept rows."""
@@ -50,8 +53,8 @@ class TrimmedEmbedding:
     @torch.no_grad()
     def restore(self, decayed: float) -> None:
         """Put the trained rows back into the whole matrix; multiply the others by `decayed`."""
-        small = self._bert.embeddings.word_embeddings.weight.detach().float().cpu()
+        small = self._encoder.get_input_embeddings().weight.detach().float().cpu()
         self._whole.weight.mul_(decayed)
         self._whole.weight[torch.from_numpy(self.used)] = small
-        self._bert.embeddings.word_embeddings = self._whole
-        self._bert.config = self._config
+        self._encoder.set_input_embeddings(self._whole)
+        self._encoder.config = self._config

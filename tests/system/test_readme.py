@@ -268,12 +268,16 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe: Path, command_line: Any) -> None:
-    from filbert.train.options import parse_options, read_recipe
+    from filbert.train.options import ClassifyOptions, parse_options, read_recipe
+    from filbert.train.pretrain_options import PretrainOptions
 
     values = read_recipe(recipe)
     # what a recipe leaves to the command line
-    typed = {name: "typed" for name in ("data", "base", "out") if name not in values}
-    options = parse_options({**typed, **values}, source=str(recipe))
+    pretrains = "filbert pretrain" in recipe.read_text(encoding="utf-8")
+    kind = PretrainOptions if pretrains else ClassifyOptions
+    wanted = ("data", "out") if pretrains else ("data", "base", "out")
+    typed = {name: "typed" for name in wanted if name not in values}
+    options = parse_options({**typed, **values}, kind, source=str(recipe))
     assert {name: getattr(options, name) for name in values} == values
 
     lines = recipe.read_text(encoding="utf-8").splitlines()

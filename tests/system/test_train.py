@@ -213,6 +213,8 @@ def test_label_only_in_dev_and_unknown_metric(base: Path, tmp_path: Path) -> Non
 
 def test_recipes_are_strict() -> None:
     with pytest.raises(UsageError, match=r"unknown key 'epoch'.*Did you mean 'epochs'"):
-        parse_options({"data": "a", "base": "b", "out": "c", "epoch": 3}, source="r.toml")
+        parse_options(
+            {"data": "a", "base": "b", "out": "c", "epoch": 3}, ClassifyOptions, source="r.toml"
+        )
     with pytest.raises(UsageError, match=r"'base' is required \(--base\)"):
-        parse_options({"data": "a", "out": "c"}, source="r.toml")
+        parse_options({"data": "a", "out": "c"}, ClassifyOptions, source="r.toml")

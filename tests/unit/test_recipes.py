@@ -12,10 +12,14 @@ import pytest
 
 from filbert.errors import UsageError
 from filbert.train.options import ClassifyOptions, parse_options, read_recipe
+from filbert.train.pretrain_options import PretrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+FOUND = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = [path for path in FOUND if not path.stem.startswith("bert-")]  # they fine-tune
+PRETRAIN = [path for path in FOUND if path.stem.startswith("bert-")]
 NAMES = [path.stem for path in RECIPES]
+PRETRAIN_NAMES = [path.stem for path in PRETRAIN]
 EXPECTED = {"agnews", "banking77", "cola", "mrpc", "rte", "sms-spam", "sst2", "stsb"}
 
 
@@ -27,8 +31,47 @@ def header_of(path: Path) -> str:
     return path.read_text(encoding="utf-8").split("\n\n")[0]
 
 
+# layers, width, heads: Turc et al. 2019, table 1; Devlin et al. 2019, section 3
+SHAPES = {
+    "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8),
+    "base": (12, 768, 12), "large": (24, 1024, 16),
+}  # fmt: skip
+
+
 def test_the_recipes_that_we_claim_are_there() -> None:
     assert set(NAMES) == EXPECTED
+    assert {f"bert-{size}" for size in SHAPES} <= set(PRETRAIN_NAMES)
+    assert {"bert-mini-zh", "bert-base-zh"} <= set(PRETRAIN_NAMES)
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=PRETRAIN_NAMES)
+def test_a_pre_training_recipe_parses_and_has_its_shape(path: Path) -> None:
+    values = read_recipe(path)
+    options = parse_options({**values, "data": "s", "out": "o"}, PretrainOptions, source=str(path))
+    assert {key: getattr(options, key) for key in values} == values
+    size = path.stem.split("-")[1]
+    assert SHAPES[size] == (
+        options.num_hidden_layers, options.hidden_size, options.num_attention_heads
+    )  # fmt: skip
+    assert "out" not in values and "data" not in values
+    header = header_of(path)
+    assert f"filbert pretrain recipes/{path.name}" in header
+    for word in ("data", "command", "scored on", "score", "time", "hardware"):
+        assert re.search(rf"^# {word}\s+\S", header, flags=re.MULTILINE), word
+
+
+def test_base_and_large_have_the_numbers_of_the_paper() -> None:
+    """Devlin et al. 2019, appendix A.2."""
+    for name in ("bert-base", "bert-large"):
+        path = ROOT / "recipes" / f"{name}.toml"
+        options = parse_options(
+            {**read_recipe(path), "data": "s", "out": "o"}, PretrainOptions, source=name
+        )
+        assert (options.steps, options.batch_size, options.lr) == (1_000_000, 256, 1e-4)
+        assert (options.max_length, options.last_length, options.last_share) == (128, 512, 0.1)
+        assert (options.warmup, options.weight_decay, options.beta2) == (0.01, 0.01, 0.999)
+        assert (options.mask_rate, options.dropout, options.schedule) == (0.15, 0.1, "linear")
+        assert (options.objective, options.optimizer) == ("next_sentence", "adamw")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
