@@ -13,6 +13,7 @@ environment.json, filbert.json, read by `report_inputs.py`. The sections are in
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def page(run: Run) -> str:
     style = (Path(__file__).with_name("report.css")).read_text(encoding="utf-8")
     kind = run.problem_type
     sections = [header(run), tiles(run), curves(run)]
-    if not run.evaluation:
+    if run.pretrains:
+        pass  # the curves say it all
+    elif not run.evaluation:
         sections.append(section("Evaluation", absent(run, "evaluation.json", "the end of a run")))
     elif kind == "regression":
         sections += [predictions(run), worst(run)]
@@ -86,7 +89,8 @@ def header(run: Run) -> str:
         held_out = f"{share:.0%} of the training rows, held out"
     rows = number(run.evaluation.get("rows"))
     facts = {
-        "Task": TASKS.get(run.problem_type),
+        **pretraining_facts(run, origin),
+        "Task": "Pre-training" if run.pretrains else TASKS.get(run.problem_type),
         "Classes": f"{len(labels):,}" if isinstance(labels, list) and labels else None,
         "Base model": run.recipe.get("base") or origin.get("base"),
         "Training data": data,
@@ -111,6 +115,25 @@ def header(run: Run) -> str:
     )
 
 
+def pretraining_facts(run: Run, origin: Mapping[str, Any]) -> dict[str, str | None]:
+    """What was learned, from how much text."""
+    if not run.pretrains:
+        return {}
+    shape = [
+        run.recipe.get(key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    ]
+    tokens, samples = number(origin.get("corpus_tokens")), number(origin.get("samples"))
+    rate = number(run.recipe.get("mask_rate"))
+    return {
+        "Encoder": None if origin.get("base") else "{} layers, width {}, {} heads".format(*shape),
+        "Sentence objective": str(run.recipe.get("objective")),
+        "Masks": f"{run.recipe.get('masking')}, {rate:.0%} of the tokens" if rate else None,
+        "Corpus": f"{tokens:,.0f} tokens" if tokens else None,
+        "Samples read": f"{samples:,.0f} of at most {run.recipe.get('max_length')} tokens"
+        if samples else None,
+    }  # fmt: skip
+
+
 def _date(value: object) -> str | None:
     """An ISO date and time as people read it."""
     if not isinstance(value, str):
@@ -123,6 +146,11 @@ def tiles(run: Run) -> str:
     scores = run.evaluation.get("scores")
     if not isinstance(scores, Mapping) or not scores:
         return ""
+    if run.pretrains:
+        loss = number(scores.get("mlm_loss"))
+        scores = {k: v for k, v in scores.items() if k != "loss"}
+        if loss is not None and loss < 100:
+            scores["mlm_perplexity"] = math.exp(loss)
     main = main_score(run, scores)
     names = [main] if main in scores else []
     hidden = {main, "rows"}
@@ -132,7 +160,7 @@ def tiles(run: Run) -> str:
     parts = []
     for name in names[:MOST_TILES]:
         value = number(scores[name])
-        text = "undefined" if value is None else f"{value:.4f}"
+        text = "undefined" if value is None else f"{value:.4f}" if value < 100 else f"{value:,.1f}"
         style = "tile main" if name == main else "tile"
         label = shown(NAMES.get(name, name), 40)
         parts.append(f'<div class="{style}"><b>{text}</b><span>{label}</span></div>')

@@ -32,6 +32,11 @@ NAMES = {
     "mse": "Mean squared error",
     "mae": "Mean absolute error",
     "loss": "Loss",
+    "mlm_loss": "Masked words, loss",
+    "mlm_accuracy": "Masked words, accuracy",
+    "mlm_perplexity": "Masked words, perplexity",
+    "pair_loss": "Pairs, loss",
+    "pair_accuracy": "Pairs, accuracy",
 }
 TASKS = {
     "single_label_classification": "Classification, one label a text",
@@ -52,6 +57,11 @@ class Run:
     recipe: dict[str, Any] = field(default_factory=dict)
     recipe_text: str = ""
     notes: dict[str, str] = field(default_factory=dict)  # file -> what is wrong with it
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether this is a run of pre-training: its recipe alone has an objective."""
+        return "objective" in self.recipe
 
     @property
     def problem_type(self) -> str:

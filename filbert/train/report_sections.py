@@ -46,6 +46,8 @@ def scrolled(content: str, *, fit: bool = False) -> str:
 
 def curves(run: Run) -> str:
     """Loss, learning rate, gradient norm, speed; loss and main score on the dev set."""
+    if run.pretrains:
+        return pretraining_curves(run)
     loss = run.points("train", "loss")
     unit = "loss" if run.problem_type == "regression" else "loss (nats)"
     charts = []
@@ -60,13 +62,43 @@ def curves(run: Run) -> str:
             best = pick(points, key=lambda point: point[1])
             title = f"{NAMES.get(name, name)} on the dev set"
             charts.append(line_chart(title, [Line(title, points)], y_label=label, best=best))
-    for name, title, label in (
-        ("lr", "Learning rate", "learning rate"),
-        ("grad_norm", "Gradient norm before clipping", "gradient norm"),
-        ("tokens_per_second", "Speed", "tokens a second"),
-    ):
-        if points := run.points("train", name):
-            charts.append(line_chart(title, [Line(title, points)], y_label=label))
+    return charts_section(run, charts + course(run))
+
+
+def course(run: Run) -> list[str]:
+    """How the run went, whatever it learned: rate, gradients, speed."""
+    return [
+        line_chart(title, [Line(title, points)], y_label=label)
+        for name, title, label in (
+            ("lr", "Learning rate", "learning rate"),
+            ("grad_norm", "Gradient norm before clipping", "gradient norm"),
+            ("tokens_per_second", "Speed", "tokens a second"),
+            ("mfu", "Share of the matrix-product rate in use", "share"),
+        )
+        if (points := run.points("train", name))
+    ]
+
+
+def pretraining_curves(run: Run) -> str:
+    """Losses and accuracies in training and on held-out documents, then the course of the run."""
+    charts = []
+    for name, label in (
+        ("mlm_loss", "nats a masked word"), ("mlm_accuracy", "share of masked words"),
+        ("pair_loss", "nats a pair"), ("pair_accuracy", "share of pairs"),
+    ):  # fmt: skip
+        seen, held_out = run.points("train", name), run.points("eval", name)
+        lines = []
+        if seen:
+            lines.append(Line("training", smoothed(seen), "faint"))
+        if held_out:
+            lines.append(Line("held-out documents", held_out))
+        if lines:
+            charts.append(line_chart(NAMES[name], lines, y_label=label))
+    return charts_section(run, charts + course(run))
+
+
+def charts_section(run: Run, charts: list[str]) -> str:
+    """The section of the curves, or a line that says where they would come from."""
     if not charts:
         return section("Training", absent(run, METRICS_FILE, "training"))
     noted = absent(run, METRICS_FILE, "") if METRICS_FILE in run.notes else ""
