@@ -24,6 +24,12 @@ if TYPE_CHECKING:
         BertModel,
     )
     from filbert.model.config import BertConfig
+    from filbert.model.modern import (
+        ModernBertForMaskedLM,
+        ModernBertForSequenceClassification,
+        ModernBertModel,
+    )
+    from filbert.model.modern_config import ModernBertConfig
     from filbert.text.tokenizer import BertTokenizer, BertTokenizerFast
 
 __version__ = "0.1.0"
@@ -37,6 +43,10 @@ __all__ = [
     "BertTokenizer",
     "BertTokenizerFast",
     "FilbertError",
+    "ModernBertConfig",
+    "ModernBertForMaskedLM",
+    "ModernBertForSequenceClassification",
+    "ModernBertModel",
     "__version__",
     "load",
 ]
@@ -51,6 +61,13 @@ _HOME = {
     "BertTokenizer": ("filbert.text.tokenizer", "BertTokenizer"),
     "BertTokenizerFast": ("filbert.text.tokenizer", "BertTokenizerFast"),
     "FilbertError": ("filbert.errors", "FilbertError"),
+    "ModernBertConfig": ("filbert.model.modern_config", "ModernBertConfig"),
+    "ModernBertForMaskedLM": ("filbert.model.modern", "ModernBertForMaskedLM"),
+    "ModernBertForSequenceClassification": (
+        "filbert.model.modern",
+        "ModernBertForSequenceClassification",
+    ),
+    "ModernBertModel": ("filbert.model.modern", "ModernBertModel"),
     "load": ("filbert.infer.predict", "load"),
 }
 

@@ -15,6 +15,7 @@ side whatever else is in the corpus.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -34,13 +35,13 @@ from filbert.data.draws import key_of, mixed
 from filbert.data.duplicates import VALUES, EqualDocuments, NearDuplicates, Sketch, rows_of_bands
 from filbert.data.prepare_chunk import Chunk, ChunkPlan
 from filbert.data.prepare_feed import Feed, Place, chunks_of, fingerprints, results
+from filbert.data.prepare_folder import check_folder, clear, clear_shards, refuse_changes
 from filbert.data.prepare_options import FREE, PrepareOptions
 from filbert.data.prepare_progress import Meter
-from filbert.data.prepare_work import LOCK, WORK, Streams, locked, read_state, write_shard
+from filbert.data.prepare_work import WORK, Streams, locked, read_state, write_shard
 from filbert.data.shards import (
     FORMAT,
     MANIFEST,
-    NAME,
     SPLITS,
     VOCAB,
     Counts,
@@ -51,7 +52,7 @@ from filbert.data.shards import (
     read_manifest,
     token_type,
 )  # fmt: skip
-from filbert.errors import FilbertError, UsageError
+from filbert.errors import FilbertError, UsageError, missing_extra
 from filbert.text import BertTokenizer
 
 COMMIT_SECONDS = 10.0  # between notes of how far it is
@@ -76,11 +77,12 @@ def prepare(options: PrepareOptions, *, quiet: bool = False) -> Manifest:
         if Path(file).resolve().is_relative_to(out.resolve()):
             raise UsageError(f"the corpus file {file} lies in --out {out}; choose another folder")
     tokenizer = _tokenizer(options.vocab)
-    _check_folder(out, options)
+    _check_packages(options, tokenizer)
+    check_folder(out, options)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if options.overwrite:
-            _clear(out)
+            clear(out)
         clear_leftovers(out)
         return _prepare(options, out, files, tokenizer, quiet)
 
@@ -104,19 +106,20 @@ def _prepare(
     if (out / MANIFEST).is_file():
         shutil.rmtree(work)
         whole = read_manifest(out)
-        _refuse_changes(whole.model_dump(), record, out)
+        refuse_changes(whole.model_dump(), record, out)
         return whole
-    record["files"] = fingerprints(files)
     state = read_state(work)
-    if state is not None:
-        _refuse_changes(state["record"], record, out)
+    if state is None:
+        clear_shards(out)  # of a call that was killed before it noted anything
+    else:
+        refuse_changes(state["record"], record, out)
     plan = ChunkPlan(
         vocab=str(vocab),
         markup=options.markup,
         boilerplate=options.boilerplate,
         language=options.language,
         min_chars=options.min_chars,
-        words=options.words == "chinese" or (options.words == "auto" and _is_chinese(tokenizer)),
+        words=_marks_chinese(options, tokenizer),
         rows=rows_of_bands(options.near) if options.near else 0,
     )
     gathered = _Gatherer(options, out, token_type(size), record, state)
@@ -130,7 +133,7 @@ def _gather(
 ) -> None:
     """All that is left of the corpus into the streams and shards."""
     feed = Feed(files, options, characters=min(_CHUNK, options.shard_tokens))
-    processes = options.processes or len(os.sched_getaffinity(0))
+    processes = options.processes or _usable_cores()
     last = time.monotonic()
     with (
         Meter(files, shown=not quiet) as meter,
@@ -292,6 +295,13 @@ def _held_out(hashes: NDArray[np.uint64], options: PrepareOptions) -> NDArray[np
     return (drawn >> np.uint64(11)) * 2.0**-53 < options.holdout
 
 
+def _usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _tokenizer(name: str) -> BertTokenizer:
     """The tokenizer, if a model can be pre-trained with it."""
     tokenizer = BertTokenizer.from_pretrained(name)
@@ -303,7 +313,20 @@ def _tokenizer(name: str) -> BertTokenizer:
     return tokenizer
 
 
-def _is_chinese(tokenizer: BertTokenizer) -> bool:
+def _check_packages(options: PrepareOptions, tokenizer: BertTokenizer) -> None:
+    """What the processes need is installed; a process that finds out can only end."""
+    needed = ["rensa"] if options.near else []
+    if _marks_chinese(options, tokenizer):
+        needed += ["rjieba", "opencc"]
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "pretrain")
+
+
+def _marks_chinese(options: PrepareOptions, tokenizer: BertTokenizer) -> bool:
+    """Whether the words of Chinese text are marked."""
+    if options.words != "auto":
+        return options.words == "chinese"
     tokens = tokenizer.get_vocab()
     return sum(len(t) == 1 and "\u3400" <= t <= "\u9fff" for t in tokens) >= _CHINESE
 
@@ -312,67 +335,4 @@ def _told_options(options: PrepareOptions, files: list[str]) -> dict[str, Any]:
     """The options that decide on the bytes; files by their names, wherever they lie."""
     told = {name: value for name, value in options.model_dump().items() if name not in FREE}
     del told["vocab"]  # its checksum stands beside
-    return {**told, "corpus": [os.path.basename(file) for file in files]}
-
-
-def _check_folder(out: Path, options: PrepareOptions) -> None:
-    """Refuse to write among files that are not of shards."""
-    if not out.is_dir():
-        return
-    names = sorted(path.name for path in out.iterdir())
-    ours = {MANIFEST, VOCAB, WORK, LOCK}
-    foreign = [
-        name for name in names if not (name in ours or NAME.fullmatch(name) or _is_leftover(name))
-    ]
-    if foreign:
-        raise UsageError(
-            f"--out {out} holds files that are not of shards ({', '.join(foreign[:5])}); "
-            "choose another folder"
-        )
-    vocab = Path(options.vocab)
-    if options.overwrite and vocab.exists() and vocab.resolve().is_relative_to(out.resolve()):
-        raise UsageError(
-            f"--overwrite: --vocab {vocab} lies in --out {out} and would be deleted; choose "
-            "another folder for the shards"
-        )
-    begun = (out / MANIFEST).is_file() or (out / WORK).is_dir()
-    if names and not begun and not options.overwrite and any(NAME.fullmatch(n) for n in names):
-        raise UsageError(f"--out {out} holds shards without a manifest; --overwrite replaces them")
-
-
-def _is_leftover(name: str) -> bool:
-    return name.startswith(".") and name.endswith((".tmp", ".previous"))
-
-
-def _clear(out: Path) -> None:
-    """Take away what an earlier call wrote, the manifest first."""
-    (out / MANIFEST).unlink(missing_ok=True)
-    for path in sorted(out.iterdir()):
-        if path.is_dir() and (path.name in {WORK, VOCAB} or NAME.fullmatch(path.name)):
-            shutil.rmtree(path)
-
-
-def _refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """`UsageError` that names what is other than when the folder was begun."""
-    options = now["options"]
-    changed = [
-        f"{name} {before['options'].get(name)!r}, now {options[name]!r}"
-        for name in options
-        if before["options"].get(name) != options[name]
-    ]
-    changed += [
-        f"{told} is another"
-        for key, told in (("vocab_sha256", "the vocabulary"), ("filbert", "the version of filbert"))
-        if before[key] != now[key]
-    ]
-    if "files" in before and "files" in now and not changed:
-        changed = [
-            f"{then[0]} has other content"
-            for then, file in zip(before["files"], now["files"], strict=False)
-            if list(then) != list(file)
-        ]
-    if changed:
-        raise UsageError(
-            f"--out {out} was begun with other settings: {'; '.join(changed[:5])}. --overwrite "
-            "starts again, or choose another folder"
-        )
+    return {**told, "corpus": fingerprints(files)}

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +29,7 @@ from filbert.layout import strict_json
 WORK = ".work"
 LOCK = ".lock"
 STATE = "state.json"
-_BLOCK = 1 << 23  # bytes copied in one go; divisible by 8
+_BLOCK = 1 << 20  # bytes copied in one go; divisible by 8
 
 
 class Streams:
@@ -42,7 +42,7 @@ class Streams:
         self.lengths = dict(lengths)
         for name, length in lengths.items():
             path = folder / name
-            if not path.is_file() or path.stat().st_size < length:
+            if length and (not path.is_file() or path.stat().st_size < length):
                 raise FilbertError(
                     f"{path} is shorter than it was: the unfinished work is damaged. "
                     "Start again with --overwrite"
@@ -126,7 +126,7 @@ def write_shard(
     shutil.rmtree(temp, ignore_errors=True)
     stream = {part: f"{split}.{part}" for part in ("tokens", "joins", "sentences", "documents")}
     count = streams.count(stream["tokens"], tokens)
-    lengths = {part: streams.read(stream[part], "<u4") for part in ("sentences", "documents")}
+    counts = {part: streams.count(stream[part], "<u4") for part in ("sentences", "documents")}
     with writing(out / name):
         temp.mkdir(parents=True)
         _write(temp / "tokens.npy", tokens, count, streams.blocks(stream["tokens"]))
@@ -135,16 +135,16 @@ def write_shard(
             for block in streams.blocks(stream["joins"])
         )
         _write(temp / "joins.npy", "|u1", (count + 7) // 8, packed)
-        for part, each in lengths.items():
-            offsets = np.concatenate([[0], np.cumsum(each, dtype=np.int64)]).astype("<i8")
-            _write(temp / f"{part}.npy", "<i8", len(offsets), [offsets.tobytes()])
+        for part, number_of in counts.items():
+            offsets = _offsets(streams.blocks(stream[part]))
+            _write(temp / f"{part}.npy", "<i8", number_of + 1, offsets)
         sources = streams.blocks(f"{split}.sources")
-        _write(temp / "sources.npy", "<u2", len(lengths["documents"]), sources)
+        _write(temp / "sources.npy", "<u2", counts["documents"], sources)
     entry = ShardEntry(
         name=name,
         split=split,
-        documents=len(lengths["documents"]),
-        sentences=len(lengths["sentences"]),
+        documents=counts["documents"],
+        sentences=counts["sentences"],
         tokens=count,
         files={file: digest(temp / file) for file in FILES},
     )
@@ -153,7 +153,17 @@ def write_shard(
     return entry
 
 
-def _write(path: Path, dtype: str, length: int, blocks: Any) -> None:
+def _offsets(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Where runs begin, and the end of the last, as int64, of their lengths as uint32."""
+    end = 0
+    yield np.zeros(1, dtype="<i8").tobytes()
+    for block in blocks:
+        ends = end + np.cumsum(np.frombuffer(block, dtype="<u4"), dtype=np.int64)
+        end = int(ends[-1])
+        yield ends.astype("<i8").tobytes()
+
+
+def _write(path: Path, dtype: str, length: int, blocks: Iterable[bytes]) -> None:
     """A .npy file of version 1.0 with `length` elements, from their bytes."""
     with open(path, "wb") as file:
         header = {"descr": dtype, "fortran_order": False, "shape": (length,)}

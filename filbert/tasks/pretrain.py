@@ -148,12 +148,15 @@ def score(tallies: NDArray[np.float64]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(model: PretrainedModel, batches: list[Batch]) -> NDArray[np.float64]:
-    """(6,) sums over these batches, as in `TALLIES`."""
+def evaluate(model: PretrainedModel, batches: list[Batch], *, count: int) -> NDArray[np.float64]:
+    """(6,) sums over the first `count` of these batches, as in `TALLIES`; the others are computed
+    for the sake of processes that wait for it."""
     model.eval()
     total = np.zeros(len(TALLIES))
-    for batch in batches:
-        total += loss(model, batch, masks_a_sample=1.0)[1].cpu().numpy()
+    for number, batch in enumerate(batches):
+        tallies = loss(model, batch, masks_a_sample=1.0)[1]
+        if number < count:
+            total += tallies.cpu().numpy()
     return total
 
 

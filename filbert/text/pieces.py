@@ -40,7 +40,7 @@ _PARTS = re.compile(f"[^{HAN}{_MARKS} ]+|[{HAN}{_MARKS}]")
 _WORDS = re.compile(f"[^{_MARKS} ]+|[{_MARKS}]")
 _HAN = re.compile(f"[{HAN}]")
 _OTHER, _CHINESE, _MARK, _BLANK = range(4)  # kinds of characters
-_CACHED = 300_000  # parts; some 60 MB
+_CACHED = 100_000  # parts; some 20 MB
 _LONGEST = 64  # characters of a part that is worth keeping
 
 

@@ -30,6 +30,7 @@ from filbert.train.optim import Average, Optimizer
 from filbert.train.options import RunOptions
 from filbert.train.parallel import World
 from filbert.train.schedule import learning_rate, learning_rate_at
+from filbert.train.sharded import padded
 from filbert.train.signals import SignalFlag
 from filbert.train.track import Tracker
 
@@ -140,7 +141,8 @@ def fit(
     split: Callable[[Any], list[Any]] | None = None,
     evaluations: int = 0,
 ) -> Progress:
-    """Train `model` in place; at the end it holds the best evaluated weights.
+    """Train `model` in place; at the end it holds the best evaluated weights (in the first process,
+    and not where the weights are in parts: see `take_best`).
 
     batch_loss: of a batch, the loss to differentiate (a scalar, a sum over its units) and what is
     to be logged, (k,) float64 that can be added up. summary: the sums of a while in words, with
@@ -171,7 +173,7 @@ def fit(
         return before + time.monotonic() - started
 
     def save_best() -> None:
-        weights = average.weights() if average else optimizer.weights()
+        weights = optimizer.whole(average.weights() if average else optimizer.weights())
         if world.first:
             state.save(run, f"best-{progress.best_step:09d}", weights, {})
 
@@ -180,6 +182,7 @@ def fit(
         tensors = optimizer.state()
         if average is not None:
             tensors |= {f"average/{name}": value for name, value in average.weights().items()}
+        tensors = optimizer.whole(tensors)
         progress.seconds = elapsed()
         if world.first:
             state.save(run, f"step-{progress.step:09d}", tensors, {"progress": vars(progress)})
@@ -211,19 +214,27 @@ def fit(
         """The gradients of a step; returns its tallies. Batches that do not fit are halved."""
         tallies: Tensor | None = None
         waiting = list(work.batches)
-        part = 0
+        part, own = 0, len(waiting)
+        if optimizer.shards is not None:
+            waiting, own = padded(waiting, world)
         while waiting:
             torch.manual_seed(step_seed(plan.seed, progress.step, part, world.rank))
             try:
                 loss, counted = batch_loss(model, waiting[0])
-                (loss * work.weight).backward()
+                (loss * (work.weight if part < own else 0.0)).backward()
             except torch.OutOfMemoryError:
+                if optimizer.shards is not None:  # the others would not halve theirs
+                    raise FilbertError(
+                        f"process {world.rank} has not enough memory for a batch; give a smaller "
+                        "--batch-tokens (with --parallel fsdp it is not halved by itself)"
+                    ) from None
                 halves = [] if split is None else split(waiting[0])
                 if len(halves) < 2:
                     raise FilbertError(
                         "the device's memory does not hold a single sample of this length; choose "
                         "a smaller model or length, or --gradient-checkpointing"
                     ) from None
+                own += len(halves) - 1
                 optimizer.drop_gradients()
                 torch.cuda.empty_cache()
                 tracker.message("out of memory: the batch is computed in two halves from here on")
@@ -231,7 +242,8 @@ def fit(
                 continue
             if part or len(waiting) > 1:
                 optimizer.gather()
-            tallies = counted if tallies is None else tallies + counted
+            if part < own:
+                tallies = counted if tallies is None else tallies + counted
             waiting.pop(0)
             part += 1
         assert tallies is not None
@@ -330,13 +342,19 @@ def fit(
         assess()  # nothing was left to train, and nothing was evaluated
     progress.seconds = elapsed()
     world.wait()
+    if world.first and optimizer.shards is None:
+        take_best(model, run, progress)
+    return progress
+
+
+@torch.no_grad()
+def take_best(model: nn.Module, run: Path, progress: Progress) -> None:
+    """Set `model` to the weights of the best evaluation, float32."""
     best = state.read(run / "checkpoints" / f"best-{progress.best_step:09d}")
     model.float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(best.tensors[name])
+    for name, parameter in model.named_parameters():
+        parameter.copy_(best.tensors[name])
     model.eval()
-    return progress
 
 
 def step_seed(seed: int, step: int, part: int, rank: int = 0) -> int:

@@ -32,7 +32,7 @@ from filbert.model.device import choose_device, choose_precision, matmul_rate
 from filbert.model.pretrained import PretrainedModel
 from filbert.tasks import pretrain as task
 from filbert.text import BertTokenizer
-from filbert.train import folder, loop, state
+from filbert.train import folder, loop, sharded, state
 from filbert.train.optim import make_optimizer
 from filbert.train.parallel import World, joined, local_device
 from filbert.train.pretrain_base import build_model
@@ -139,7 +139,8 @@ def run(
             out, device=device, dtype=dtype, reason=ready.reason, resume=options.resume, warn=warn,
             data=state.digest(ready.shards.folder / "manifest.json"), processes=world.size,
         )  # fmt: skip
-    model.to(device=device, dtype=dtype)
+    in_parts = options.parallel == "fsdp"
+    model.to(device=device, dtype=torch.float32 if in_parts else dtype)
     model.gradient_checkpointing_enable(options.gradient_checkpointing)
     if options.compile:
         model.compile_parts()
@@ -151,17 +152,33 @@ def run(
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
         assert isinstance(trained, PretrainedModel)
-        sums = torch.from_numpy(task.evaluate(trained, ready.held_out)).to(device)
+        batches, own = ready.held_out, len(ready.held_out)
+        if in_parts:
+            batches, own = sharded.padded(batches, world)
+        sums = torch.from_numpy(task.evaluate(trained, batches, count=own)).to(device)
+        if in_parts:
+            sharded.let_go(trained)
         return task.score(world.sum(sums).cpu().numpy())
+
+    if in_parts:
+        sharded.shard(model, world=world, dtype=dtype)
 
     optimizer = make_optimizer(
         model, name=options.optimizer, weight_decay=options.weight_decay,
         layer_decay=options.layer_decay, betas=(0.9, options.beta2), eps=options.eps,
+        shards=world if in_parts else None,
     )  # fmt: skip
     budget = None
     if options.budget is not None:
         budget = loop.Budget(seconds_of(options.budget) - (time.monotonic() - started))
-    resumed = state.newest(out, warn=warn)
+    resumed = state.newest(out, warn=warn) if options.resume else None
+    if world.size > 1:
+        world.agree("the shards", state.digest(ready.shards.folder / "manifest.json"))
+        world.agree("the options", folder.recipe_text(options))
+        world.agree(
+            "the checkpoint to go on from (--out must be one folder for all of them)",
+            "none" if resumed is None else json.dumps(resumed.record),
+        )
     share = masks_a_sample / options.max_length
     flops = task.flops_per_token(model, length=options.max_length, masked=share)
     ceiling = 1e9 * matmul_rate(dtype, device) * world.size
@@ -195,6 +212,9 @@ def run(
             plan.close()
     scores = progress.best_scores
     if world.first:
+        if in_parts:
+            ready.model = sharded.whole_model(model)
+            loop.take_best(ready.model, out, progress)
         write_bundle(options, ready, out, progress)
     world.wait()
     return PretrainResult(

@@ -39,6 +39,7 @@ from filbert.data.examples import (
 from filbert.data.packing import Encoded, Ids
 from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.model.device import choose_device, choose_precision
+from filbert.model.modern_config import read_any_config
 from filbert.sources import resolve
 from filbert.tasks import classify, metrics
 from filbert.tasks.calibrate import fit_temperature, fit_thresholds
@@ -192,9 +193,8 @@ def prepare(options: ClassifyOptions, data: Data) -> Ready:
     torch.manual_seed(options.seed)  # decides the new head
     changes: dict[str, Any] = {}
     if options.dropout is not None:
-        changes = dict.fromkeys(
-            ("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout
-        )
+        names = read_any_config(base).dropouts
+        changes = dict.fromkeys((n for n in names if n != "classifier_dropout"), options.dropout)
     model = classify.head(str(base), labels=data.labels, problem_type=data.problem_type, **changes)
     check_tokenizer(tokenizer, model.config, source=str(base))
     limit = model.config.max_position_embeddings

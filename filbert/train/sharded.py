@@ -111,12 +111,8 @@ def padded(items: list[Item], world: World) -> tuple[list[Item], int]:
     return items + items[-1:] * (max(counts) - len(items)), len(items)
 
 
-def plain(model: PretrainedModel, tensors: dict[str, Tensor]) -> PretrainedModel:
-    """A model of the same kind that is whole, on the CPU, with these weights (float32, by name)."""
+def whole_model(model: PretrainedModel) -> PretrainedModel:
+    """A model of the same kind that is whole, on the CPU, with fresh weights."""
     kind = next(k for k in type(model).__mro__ if k.__module__.startswith("filbert."))
     assert issubclass(kind, PretrainedModel)
-    made = kind(model.config)
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            parameter.copy_(tensors[name])
-    return made.eval()
+    return kind(model.config)

@@ -203,8 +203,13 @@ class Tracker:
             task = self._bar.task_ids[0]
             completed = step if self.total_steps is not None else done
             of = "" if self.total_steps is None else f"/{self.total_steps:,}"
-            self._bar.update(task, completed=completed, step=f"{step:,}{of}", loss=f"{self._loss:.4f}",
-                             rate=self._rate_text())  # fmt: skip
+            self._bar.update(
+                task,
+                completed=completed,
+                step=f"{step:,}{of}",
+                loss=f"{self._loss:.4f}",
+                rate=self._rate_text(),
+            )
         elif not self._quiet:
             share = step / max(self.total_steps, 1) if self.total_steps is not None else done or 0.0
             self._line(step, epoch, lr, share)

@@ -433,14 +433,34 @@ def test_the_bundle_opens_everywhere(shards: Path, tmp_path: Path, objective: st
     assert "finished already" in again.notes[0]
 
 
-def test_fine_tuning_begins_from_it(shards: Path, tmp_path: Path) -> None:
+def test_a_modernbert_is_pre_trained_and_opens_everywhere(shards: Path, tmp_path: Path) -> None:
+    import transformers
+
+    changes = {"architecture": "modernbert", "hidden_size": 32, "num_hidden_layers": 4}
+    with pytest.raises(UsageError, match="no pair head"):
+        run(shards, tmp_path / "pairs", **changes)
+    result = run(shards, tmp_path / "run", objective="none", **changes)
+    first = rows(tmp_path / "run", "train")[0]["mlm_loss"]
+    assert result.scores["mlm_loss"] < first
+    bundle = open_bundle(tmp_path / "run")
+    theirs = transformers.ModernBertForMaskedLM.from_pretrained(tmp_path / "run").eval()
+    ids = torch.tensor([[2, 7, 8, 4, 10, 3]])
+    assert torch.allclose(bundle.model(input_ids=ids)[0], theirs(input_ids=ids).logits, atol=1e-5)
+    again = run(
+        shards, tmp_path / "on", objective="none", base=str(tmp_path / "run"), steps=3, dropout=0.1
+    )
+    assert again.steps == 3
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_fine_tuning_begins_from_it(shards: Path, tmp_path: Path, architecture: str) -> None:
     from filbert.train.options import ClassifyOptions
 
-    run(shards, tmp_path / "base", steps=5)
+    run(shards, tmp_path / "base", steps=5, architecture=architecture, objective="none")
     data = reviews(tmp_path / "train.csv", 40)
     given = ClassifyOptions(
         data=str(data), base=str(tmp_path / "base"), out=str(tmp_path / "run"), epochs=1,
-        tensorboard=False,
+        tensorboard=False, dropout=0.1,
     )  # fmt: skip
     assert train_classify(given, quiet=True).steps > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -111,7 +112,8 @@ def test_small_corpus_by_hand(tmp_path: Path, vocab: Path) -> None:
     }
     (shard,) = open_shards(tmp_path / "o").split("train")
     assert shard.sources.tolist() == [0, 1, 1]
-    assert manifest.options["corpus"] == ["c.jsonl"]
+    (file,) = manifest.options["corpus"]
+    assert file[:2] == ["c.jsonl", corpus.stat().st_size]
     assert not (tmp_path / "o" / ".work").exists()
 
 
@@ -164,6 +166,12 @@ def test_whole_folders_are_left_alone_and_others_refused(tmp_path: Path, vocab: 
     assert (out / MANIFEST).stat().st_mtime_ns == stamp
     with pytest.raises(UsageError, match=r"near 0\.8, now 0\.5"):
         prepare(options(corpus, vocab, out, near=0.5), quiet=True)
+    write(corpus, texts_of(51))
+    with pytest.raises(UsageError, match=r"c\.jsonl has other content"):
+        prepare(options(corpus, vocab, out), quiet=True)
+    other = write(tmp_path / "d.jsonl", texts_of(50))
+    with pytest.raises(UsageError, match=r"the corpus was c\.jsonl, is now d\.jsonl"):
+        prepare(options(other, vocab, out), quiet=True)
     assert content(out) == before
     prepare(options(corpus, vocab, out, near=0.5, overwrite=True), quiet=True)
     assert open_shards(out).manifest.options["near"] == 0.5
@@ -410,6 +418,22 @@ def test_places_that_are_not_for_shards(tmp_path: Path, vocab: Path) -> None:
         prepare(
             options(corpus, tmp_path / "p" / "vocab", tmp_path / "p", overwrite=True), quiet=True
         )
+
+
+def test_missing_packages_are_named_before_anything_is_written(
+    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write(tmp_path / "c.jsonl", ["The film was good."])
+    find = importlib.util.find_spec
+    for package, changes in (("rensa", {}), ("rjieba", {"words": "chinese", "near": 0})):
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, hidden=package: None if name == hidden else find(name),
+        )
+        with pytest.raises(FilbertError, match=rf"'{package}'.*filbert\[pretrain\]"):
+            prepare(options(corpus, vocab, tmp_path / "o", **changes), quiet=True)
+    assert not (tmp_path / "o").exists()
 
 
 def test_errors_of_reading_come_through_from_a_pool(tmp_path: Path, vocab: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from filbert.train.report import write_report
 
 RECIPE = (
-    'num_hidden_layers = 4\nhidden_size = 256\nnum_attention_heads = 4\nobjective = "next_sentence"\n'
+    "num_hidden_layers = 4\nhidden_size = 256\nnum_attention_heads = 4\n"
+    'objective = "next_sentence"\n'
     'masking = "whole_word"\nmask_rate = 0.15\nmax_length = 128\ndata = "shards"\n'
 )
 

@@ -1,0 +1,99 @@
+"""The folder of `filbert prepare`: what may stand there, and what it was begun with.
+
+Nothing that is not of shards is ever touched, and no folder is gone on with under other options, on
+another corpus or with another vocabulary: what differs is named.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filbert.data.prepare_options import PrepareOptions
+from filbert.data.prepare_work import LOCK, WORK
+from filbert.data.shards import MANIFEST, NAME, VOCAB
+from filbert.errors import UsageError
+
+
+def check_folder(out: Path, options: PrepareOptions) -> None:
+    """Refuse to write among files that are not of shards."""
+    if not out.is_dir():
+        return
+    names = sorted(path.name for path in out.iterdir())
+    ours = {MANIFEST, VOCAB, WORK, LOCK}
+    foreign = [
+        name for name in names if not (name in ours or NAME.fullmatch(name) or _is_leftover(name))
+    ]
+    if foreign:
+        raise UsageError(
+            f"--out {out} holds files that are not of shards ({', '.join(foreign[:5])}); "
+            "choose another folder"
+        )
+    vocab = Path(options.vocab)
+    if options.overwrite and vocab.exists() and vocab.resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            f"--overwrite: --vocab {vocab} lies in --out {out} and would be deleted; choose "
+            "another folder for the shards"
+        )
+    begun = (out / MANIFEST).is_file() or (out / WORK).is_dir()
+    if names and not begun and not options.overwrite and any(NAME.fullmatch(n) for n in names):
+        raise UsageError(f"--out {out} holds shards without a manifest; --overwrite replaces them")
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.endswith((".tmp", ".previous"))
+
+
+def clear(out: Path) -> None:
+    """Take away what an earlier call wrote, the manifest first."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    clear_shards(out)
+    for name in (WORK, VOCAB):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+
+
+def clear_shards(out: Path) -> None:
+    """Take the shards away."""
+    for path in sorted(out.iterdir()):
+        if path.is_dir() and NAME.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    """`UsageError` that names what is other than when the folder was begun."""
+    then, options = before["options"], now["options"]
+    changed = [
+        f"{name} {then.get(name)!r}, now {options[name]!r}"
+        for name in options
+        if name != "corpus" and then.get(name) != options[name]
+    ]
+    changed += _changed_files(then.get("corpus", []), options["corpus"])
+    changed += [
+        f"{told} is another"
+        for key, told in (("vocab_sha256", "the vocabulary"), ("filbert", "the version of filbert"))
+        if before[key] != now[key]
+    ]
+    if changed:
+        raise UsageError(
+            f"--out {out} was begun with other settings: {'; '.join(changed[:5])}. --overwrite "
+            "starts again, or choose another folder"
+        )
+
+
+def _changed_files(before: list[list[Any]], now: list[list[Any]]) -> list[str]:
+    """What to tell of a corpus whose files are others, or not the same. Items as `fingerprints`."""
+    names, others = [str(file[0]) for file in before], [str(file[0]) for file in now]
+    if names != others:
+        return [f"the corpus was {_some(names)}, is now {_some(others)}"]
+    return [
+        f"{one[0]} has other content"
+        for one, other in zip(before, now, strict=True)
+        if one != other
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

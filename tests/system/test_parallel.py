@@ -1,0 +1,191 @@
+"""Several processes, started by torchrun as users start them, on CPUs through gloo.
+
+Losses of one and of two processes are equal up to the order in which float32 numbers are added:
+after 24 steps they differ by some 1e-6; the bound is 2e-5.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from filbert.train import state
+from tests.tiny_shards import tiny_shards
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SECONDS = 180
+CLOSE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shards(tmp_path_factory.mktemp("parallel") / "shards")
+
+
+def command(shards: Path, out: Path, processes: int, **options: Any) -> list[str]:
+    values = {
+        "data": shards, "out": out, "steps": 24, "num-hidden-layers": 2, "hidden-size": 32,
+        "num-attention-heads": 2, "max-position-embeddings": 64, "max-length": 32,
+        "batch-size": 8, "batch-tokens": 96, "lr": 3e-3, "precision": "float32", "dropout": 0.0,
+        "eval-every": 8, "eval-samples": 20, "threads": 1, "optimizer": "adamw", **options,
+    }  # fmt: skip
+    words = ["-m", "filbert", "pretrain", "--no-tensorboard"]
+    for name, value in values.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    if processes == 1:
+        return [sys.executable, *words]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *launcher, *words]
+
+
+def run(*given: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*given, **options), env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+
+
+def losses(out: Path, kind: str) -> np.ndarray:
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return np.array([[row["step"], row["mlm_loss"], row["pair_loss"], row["loss"]]
+                     for row in rows if row["kind"] == kind])  # fmt: skip
+
+
+def same(one: Path, other: Path) -> None:
+    for kind in ("train", "eval"):
+        mine, its = losses(one, kind), losses(other, kind)
+        assert mine.shape == its.shape
+        assert np.abs(mine - its).max() < CLOSE, kind
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    done = run(shards, out, 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path, alone: Path) -> None:
+    done = run(shards, tmp_path / "two", 2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    same(tmp_path / "two", alone)
+    assert done.stdout.count("best at step") == 1  # one of them speaks
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+
+
+def interrupted(shards: Path, out: Path, processes: int, **options: Any) -> None:
+    """Start a run, send SIGTERM when it has come some way, and see it save and leave."""
+    words = command(shards, out, processes, **options)
+    child = subprocess.Popen(
+        words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    metrics, end = out / "metrics.jsonl", time.monotonic() + SECONDS
+    before = metrics.stat().st_size if metrics.is_file() else 0
+    while not (metrics.is_file() and metrics.stat().st_size > before + 200):
+        assert time.monotonic() < end
+        assert child.poll() is None, child.stderr.read() if child.stderr else ""
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert "saved. Go on with --resume" in errors, errors[-3000:]
+
+
+def test_resume_on_two_then_one_then_two(shards: Path, tmp_path: Path) -> None:
+    longer = {"steps": 400, "eval-every": 100, "save-every": 10_000}
+    done = run(shards, tmp_path / "unbroken", 1, **longer)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "run"
+    interrupted(shards, out, 2, **longer)
+    interrupted(shards, out, 1, resume=True, **longer)
+    done = run(shards, out, 2, resume=True, **longer)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "started with 1" in done.stderr or "started with 2" in done.stderr
+    mine, its = losses(out, "eval"), losses(tmp_path / "unbroken", "eval")
+    # 400 steps of a loss that falls by 0.7: rounding has grown, not the order of the samples
+    assert np.abs(mine - its).max() < 5e-3
+
+
+def test_weights_in_parts_learn_the_same(shards: Path, tmp_path: Path, alone: Path) -> None:
+    """FSDP2; then the run goes on whole, on one process, from a checkpoint written in parts."""
+    done = run(shards, tmp_path / "parts", 2, parallel="fsdp")
+    assert done.returncode == 0, done.stderr[-3000:]
+    same(tmp_path / "parts", alone)
+    out = tmp_path / "run"
+    longer = {"steps": 400, "eval-every": 100, "save-every": 10_000}
+    interrupted(shards, out, 2, parallel="fsdp", **longer)
+    done = run(shards, out, 1, resume=True, **longer)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (out / "filbert.json").is_file()
+
+
+def test_muon_refuses_parts(shards: Path, tmp_path: Path) -> None:
+    done = run(shards, tmp_path / "run", 2, parallel="fsdp", optimizer="muon")
+    assert done.returncode != 0
+    assert "muon works on whole matrices" in done.stderr
+    done = run(shards, tmp_path / "alone", 1, parallel="fsdp")
+    assert done.returncode == 2
+    assert "torchrun" in done.stderr
+
+
+def test_one_that_dies_ends_all(shards: Path, tmp_path: Path) -> None:
+    """SIGKILL to the second: torchrun names it and ends the first; a checkpoint is whole."""
+    out = tmp_path / "run"
+    words = command(shards, out, 2, steps=100_000, **{"save-every": 5})
+    child = subprocess.Popen(
+        words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + SECONDS
+        while not list((out / "checkpoints").glob("step-*")) if out.is_dir() else True:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.kill(worker(child.pid, rank=1), signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = child.communicate(timeout=90)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode != 0
+    assert time.monotonic() - killed < 60
+    cause = errors.partition("Root Cause")[2]
+    assert "rank      : 1" in cause and "SIGKILL" in cause, errors[-3000:]
+
+    found = state.newest(out, warn=pytest.fail)
+    assert found is not None
+    assert found.record["progress"]["step"] >= 5
+
+
+def worker(launcher: int, *, rank: int) -> int:
+    """The process of a rank among the children of torchrun."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent != launcher:
+                    continue
+                given = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"RANK={rank}".encode() in given:
+                return int(entry.name)
+    raise AssertionError("torchrun has no such process")
+
+
+def test_more_processes_than_samples_of_a_step(shards: Path, tmp_path: Path) -> None:
+    done = run(shards, tmp_path / "run", 2, **{"batch-size": 1})
+    assert done.returncode == 2 or "exitcode  : 2" in done.stderr
+    assert "cannot be shared by 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
