@@ -135,6 +135,16 @@ def _verify(folder: str, as_json: bool) -> None:
         print(f"{folder}: {len(shards.shards)} shards, every file is what its checksum says")
 
 
+def _inspect_shards(folder: str, as_json: bool) -> None:
+    from filbert.tasks.inspect_shards import as_text, inspect_shards
+
+    found = inspect_shards(folder)
+    if as_json:
+        print_json(found)
+    else:
+        print(as_text(found))
+
+
 def print_scores(result: Any) -> None:
     """A table of scores and where they were reached."""
     from rich.console import Console
@@ -168,7 +178,10 @@ VERBS = (
         "filbert.data.prepare_options:PrepareOptions",
         _prepare,
         argument="corpus",
-        instead={"verify": ("Read every file of these shards against its checksum", _verify)},
+        instead={
+            "inspect": ("Show what is in these shards, and samples", _inspect_shards),
+            "verify": ("Read every file of these shards against its checksum", _verify),
+        },
     ),
     Verb(
         "classify",
