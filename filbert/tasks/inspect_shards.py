@@ -2,7 +2,7 @@
 
     filbert prepare --inspect shards/
 
-A token that a mask hides is shown as [MASK→word], one that was replaced as [word→other], one that was
+A token that a mask hides is shown as [MASK→word], a replaced one as [word→other], one that was
 chosen and left as [word=]; a dot joins the tokens of a whole word (`##` pieces, the characters of a
 Chinese word).
 """
