@@ -15,11 +15,12 @@
 #
 # Time on two cores, for 270 MB of English: vocabulary 1 minute, shards 3, pre-training BUDGET,
 # fine-tuning a few minutes.
+# shellcheck disable=SC2086  # the variables with options are split into words
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")/.." && pwd)
 
 if [ "$#" -lt 3 ]; then
-    sed -n '2,/^set -/s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,/^# shellcheck/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$0" >&2
     exit 2
 fi
 corpus=$1 train=$2 dev=$3 out=${4:-runs/mini}
@@ -33,15 +34,15 @@ fi
 "$filbert" prepare "$corpus" --vocab "$out/vocab" --out "$out/shards" ${PREPARE_ARGS:-}
 
 if [ ! -f "$out/model/filbert.json" ]; then
-    resume=()
-    [ -f "$out/model/recipe.toml" ] && resume=(--resume)
-    "$filbert" pretrain "${RECIPE:-recipes/bert-mini.toml}" --data "$out/shards" --out "$out/model" \
-        --budget "${BUDGET:-60m}" ${PRETRAIN_ARGS:-} "${resume[@]}"
+    resume=
+    [ -f "$out/model/recipe.toml" ] && resume=--resume
+    "$filbert" pretrain "${RECIPE:-$here/recipes/bert-mini.toml}" --data "$out/shards" \
+        --out "$out/model" --budget "${BUDGET:-60m}" ${PRETRAIN_ARGS:-} $resume
 fi
 if [ ! -f "$out/tuned/filbert.json" ]; then
-    resume=()
-    [ -f "$out/tuned/recipe.toml" ] && resume=(--resume)
+    resume=
+    [ -f "$out/tuned/recipe.toml" ] && resume=--resume
     "$filbert" train classify --base "$out/model" --data "$train" --dev "$dev" --out "$out/tuned" \
-        --epochs "${EPOCHS:-3}" --lr 2e-4 ${TRAIN_ARGS:-} "${resume[@]}"
+        --epochs "${EPOCHS:-3}" --lr 2e-4 ${TRAIN_ARGS:-} $resume
 fi
 echo "done: $out/model is the pre-trained BERT, $out/tuned the fine-tuned one"

@@ -10,11 +10,12 @@
 # PRETRAIN_ARGS: further options of filbert pretrain, such as "--budget 12h" in place of the recipe's
 # steps (then with RECIPE of your own without steps). Broken off, it goes on when started again.
 # Several machines: docs/scaling.md.
+# shellcheck disable=SC2086  # the variables with options are split into words
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")/.." && pwd)
 
 if [ "$#" -lt 1 ]; then
-    sed -n '2,/^set -/s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,/^# shellcheck/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$0" >&2
     exit 2
 fi
 corpus=$1 out=${2:-runs/base}
@@ -29,10 +30,10 @@ fi
 "$filbert" prepare "$corpus" --vocab "$out/vocab" --out "$out/shards" ${PREPARE_ARGS:-}
 
 if [ ! -f "$out/model/filbert.json" ]; then
-    resume=()
-    [ -f "$out/model/recipe.toml" ] && resume=(--resume)
+    resume=
+    [ -f "$out/model/recipe.toml" ] && resume=--resume
     torchrun --standalone --nproc-per-node "$gpus" -m filbert pretrain \
-        "${RECIPE:-recipes/bert-base.toml}" --data "$out/shards" --out "$out/model" \
-        --workers 2 ${PRETRAIN_ARGS:-} "${resume[@]}"
+        "${RECIPE:-$here/recipes/bert-base.toml}" --data "$out/shards" --out "$out/model" \
+        --workers 2 ${PRETRAIN_ARGS:-} $resume
 fi
 echo "done: $out/model; next: filbert train classify --base $out/model ..."

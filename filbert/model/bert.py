@@ -12,8 +12,6 @@ batch, `input_ids` (tokens,) with `lengths` (sequences,): texts end to end and n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from filbert.errors import FilbertError
+from filbert.model.activation import ACTIVATION
 from filbert.model.attention import PackedLayout, PaddedLayout, attention
 from filbert.model.config import BertConfig
 from filbert.model.dropout import dropout
-from filbert.model.inputs import Layout, check_ids, check_shape, lay_out
+from filbert.model.inputs import Layout, check_ids, check_places, check_shape, lay_out
 from filbert.model.losses import label_loss, token_loss
 from filbert.model.outputs import ModelOutput
 from filbert.model.pretrained import PretrainedModel
@@ -38,16 +37,6 @@ __all__ = [
     "BertForSequenceClassification",
     "BertModel",
 ]
-
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # x * Phi(x) by erf, as the released BERT
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 class BertEmbeddings(nn.Module):
@@ -267,7 +256,8 @@ class BertModel(PretrainedModel):
         last layer is computed for them alone: 14 % less work in 6 layers, the same numbers.
         With `predict_at` (n,) int64, places in the row of a packed batch, `last_hidden_state` is
         (n, hidden), of those tokens, and the feed-forward part of the last layer is computed for
-        them and for first tokens alone.
+        them and for first tokens alone; it goes with neither of `first_only` and
+        `output_hidden_states`.
         Raises `FilbertError` for ids outside the vocabulary or a text over the model's length.
         """
         words = self._look_up(input_ids, inputs_embeds)  # (..., embedding)
@@ -283,14 +273,13 @@ class BertModel(PretrainedModel):
         )
         check_shape(token_type_ids, shape)
         check_shape(position_ids, shape)
+        check_places(predict_at, lengths, others=first_only or output_hidden_states)
         only, wanted = None, predict_at
         if isinstance(layout, PackedLayout):
             if first_only and not output_hidden_states:
                 only = layout.first
             if wanted is not None and self.pooler is not None:
                 wanted = torch.cat([layout.first, wanted])
-        elif wanted is not None:
-            raise FilbertError("predict_at counts in a packed batch: give lengths as well")
         if token_type_ids is None:
             token_type_ids = torch.zeros(shape, dtype=torch.int64, device=device)
         position_ids = places if position_ids is None else position_ids

@@ -84,6 +84,20 @@ def check_shape(given: Tensor | None, shape: torch.Size) -> None:
         )
 
 
+def check_places(predict_at: Tensor | None, lengths: Tensor | None, *, others: bool) -> None:
+    """Raise `FilbertError` where `predict_at` cannot be honoured. others: whether `first_only` or
+    `output_hidden_states` ask for other tokens."""
+    if predict_at is None:
+        return
+    if lengths is None:
+        raise FilbertError("predict_at counts in a packed batch: give lengths as well")
+    if others:
+        raise FilbertError(
+            "predict_at leaves the other tokens of the last layer out, so it goes with neither "
+            "first_only nor output_hidden_states; leave one of them out"
+        )
+
+
 def _padded(attention_mask: Tensor | None, output_attentions: bool, path: str) -> PaddedLayout:
     path = "eager" if output_attentions or path == "eager" else "sdpa"
     if attention_mask is None:

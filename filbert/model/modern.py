@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from filbert.errors import FilbertError
+from filbert.model.activation import ACTIVATION
 from filbert.model.attention import PackedLayout, PaddedLayout, attention
-from filbert.model.bert import ACTIVATION
 from filbert.model.config import EncoderConfig
 from filbert.model.dropout import dropout
-from filbert.model.inputs import check_ids, check_shape, lay_out
+from filbert.model.inputs import check_ids, check_places, check_shape, lay_out
 from filbert.model.losses import label_loss, token_loss
 from filbert.model.modern_config import GLOBAL, LOCAL, ModernBertConfig
 from filbert.model.outputs import ModelOutput
@@ -142,10 +142,13 @@ class ModernBertLayer(nn.Module):
         self.mlp = ModernBertMLP(config)
 
     def forward(
-        self, hidden: Tensor, layout: Layout, angles: Angles
+        self, hidden: Tensor, layout: Layout, angles: Angles, wanted: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        """`wanted`: (n,) places of the tokens whose result is needed, of a packed batch."""
         update, weights = self.attn(self.attn_norm(hidden), layout, angles)
         hidden = hidden + update
+        if wanted is not None:  # from here on tokens no longer meet
+            hidden = hidden.index_select(0, wanted)  # (n, hidden)
         return hidden + self.mlp(self.mlp_norm(hidden)), weights
 
 
@@ -207,6 +210,7 @@ class ModernBertModel(ModernBertPretrained):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         first_only: bool = False,
+        predict_at: Tensor | None = None,
     ) -> ModelOutput:
         """Encode a batch, padded or packed, as `BertModel.forward` describes it.
 
@@ -236,6 +240,7 @@ class ModernBertModel(ModernBertPretrained):
             longest_allowed=self.config.max_position_embeddings,
         )
         check_shape(position_ids, shape)
+        check_places(predict_at, lengths, others=first_only or output_hidden_states)
         places = places if position_ids is None else position_ids
         kinds = self.config.kinds
         angles = {
@@ -251,7 +256,8 @@ class ModernBertModel(ModernBertPretrained):
         hidden = self.embeddings(inputs_embeds)  # (..., hidden)
         states, maps = [hidden], []
         for layer, kind in zip(self.layers, kinds, strict=True):
-            inputs = (hidden, seen[kind], angles[kind])
+            wanted = predict_at if layer is self.layers[-1] else None
+            inputs = (hidden, seen[kind], angles[kind], wanted)
             if self.gradient_checkpointing and self.training:
                 hidden, weights = checkpoint(layer, *inputs, use_reentrant=False)
             else:
@@ -301,20 +307,16 @@ class ModernBertForMaskedLM(ModernBertPretrained):
         self,
         *inputs: Tensor,
         labels: Tensor | None = None,
-        predict_at: Tensor | None = None,
         labels_at: Tensor | None = None,
         **options: Any,
     ) -> ModelOutput:
         """Takes what `ModernBertModel.forward` takes, and `labels`, shaped as `input_ids`, -100
         where nothing is predicted. Returns `loss` if they are given, `logits` (..., vocabulary).
-        With `predict_at` (masked,) int64, places in the row of all tokens, words are predicted
-        there alone: `logits` (masked, vocabulary), and `labels` is (masked,). `labels_at`: as for
+        With `predict_at` (masked,) int64, places in a packed batch, words are predicted there
+        alone: `logits` (masked, vocabulary), and `labels` is (masked,). `labels_at`: as for
         `BertForPreTraining`."""
         out = self.model(*inputs, **options)
-        hidden = out.last_hidden_state
-        if predict_at is not None:
-            hidden = hidden.flatten(0, -2).index_select(0, predict_at)  # (masked, hidden)
-        hidden = self.head(hidden)
+        hidden = self.head(out.last_hidden_state)
         if labels_at is not None:
             bias = self.decoder.bias
             if bias is None:

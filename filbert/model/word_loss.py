@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 256  # of logits at a time
+FAR = 1e-30  # a probability whose logarithm is better taken from the logits
 
 
 def word_loss(
@@ -63,8 +64,13 @@ class WordLoss(torch.autograd.Function):
             part.scatter_(1, label, chosen[rows] - 1)
         ctx.save_for_backward(grads, hidden, weight)
         ctx.mark_non_differentiable(right)
-        tiny = torch.finfo(torch.float32).tiny
-        return -chosen.float().clamp_min(tiny).log().sum(), right
+        odds = chosen[:, 0].float()
+        losses = -odds.clamp_min(FAR).log()
+        far = (odds < FAR).nonzero()[:, 0]  # none, unless training went astray
+        if len(far):
+            logits = F.linear(hidden[far], weight, bias).float()
+            losses[far] = F.cross_entropy(logits, labels[far], reduction="none")
+        return losses.sum(), right
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:

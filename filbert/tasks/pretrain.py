@@ -28,7 +28,7 @@ from filbert.errors import FilbertError, UsageError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
 from filbert.model.config import EncoderConfig
 from filbert.model.modern import ModernBertForMaskedLM
-from filbert.model.modern_config import ModernBertConfig
+from filbert.model.modern_config import GLOBAL, ModernBertConfig
 from filbert.model.pretrained import PretrainedModel
 from filbert.text import BertTokenizer
 
@@ -162,18 +162,28 @@ def evaluate(model: PretrainedModel, batches: list[Batch], *, count: int) -> NDA
 
 def flops_per_token(model: PretrainedModel, *, length: int, masked: float) -> float:
     """Floating-point operations of a training step for each token: 2 for each weight that it meets
-    in a matrix product and 4 * length * hidden for attention in each layer, three times over for
-    forward and backward (Kaplan et al. 2020, section 2.1). `length`: tokens of a sample; `masked`:
-    the share of them whose words are predicted. Embedding look-ups, norms, activations and what is
-    computed once a sample are left out."""
+    in a matrix product and 4 * hidden for each token that it looks at in each layer, three times
+    over for forward and backward (Kaplan et al. 2020, section 2.1). `length`: tokens of a sample;
+    `masked`: the share of them whose words are predicted. Embedding look-ups, norms, activations
+    and what is computed once a sample are left out."""
+    config = model.config
+    seen: float = config.num_hidden_layers * length
+    if isinstance(config, ModernBertConfig):
+        seen = sum(length if kind == GLOBAL else _in_window(config, length)
+                   for kind in config.kinds)  # fmt: skip
     layers = words = 0
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "pooler" not in name:
-            of_a_layer = ".layer" in name
+            of_a_layer = ".layer" in name or "embeddings." in name  # not of the word head
             layers += module.weight.numel() * of_a_layer
             words += module.weight.numel() * (not of_a_layer and "relationship" not in name)
-    attention = 4 * length * model.config.hidden_size * model.config.num_hidden_layers
-    return float(3 * (2 * layers + attention + 2 * masked * words))
+    return float(3 * (2 * layers + 4 * config.hidden_size * seen + 2 * masked * words))
+
+
+def _in_window(config: ModernBertConfig, length: int) -> float:
+    """How many tokens a token of a local layer looks at, on average over a text."""
+    reach = min(config.local_attention // 2, length - 1)
+    return 2 * reach + 1 - reach * (reach + 1) / length  # the ends of a text have fewer
 
 
 def decode(batch: Batch, tokenizer: BertTokenizer) -> list[dict[str, Any]]:

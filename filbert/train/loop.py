@@ -266,20 +266,22 @@ def fit(
                 lr = learning_rate(progress.step, total=plan.total_steps, **rate)
             work = plan.work(progress)
             tallies = compute(work)
-            told = [
-                float(signals.arrived is not None),
-                elapsed() if world.first else 0.0,
-                work.tokens,
-            ]
+            lasted = elapsed() if world.first else 0.0  # the first one's clock decides for all
+            share = budget.share(lasted) if world.first and budget is not None else 0.0
+            told = [float(signals.arrived is not None), lasted, share, work.tokens]
             reduced = world.sum(torch.cat([tallies, tallies.new_tensor(told)]))
-            *values, signalled, seconds, tokens = reduced.tolist()
+            *values, signalled, seconds, share, tokens = reduced.tolist()
             loss = summary(np.array(values))["loss"]
             norm = optimizer.gradient_norm(world)
             mean = progress.mean_loss
             bad = not (math.isfinite(loss) and math.isfinite(norm))
             if bad or (limits.spike and mean is not None and loss > mean + limits.spike):
                 progress.skipped += 1
+                own_loss = summary(tallies.cpu().numpy())["loss"]
                 held = [name for batch in work.batches for name in names(batch)]
+                if math.isfinite(own_loss) and not math.isfinite(loss):
+                    held = []  # another process holds the bad sample
+                held = [t for text in world.texts("\n".join(held)) for t in text.split("\n") if t]
                 told_bad(loss if not math.isfinite(loss) or not bad else norm, mean, progress, held,
                          limits, tracker)  # fmt: skip
                 optimizer.drop_gradients()
@@ -296,8 +298,7 @@ def fit(
             if plan.total_steps is not None:
                 progress.done = progress.step / plan.total_steps
             else:
-                assert budget is not None
-                progress.done = budget.share(seconds)
+                progress.done = share
             progress.step_seconds += time.monotonic() - step_started
             ended = progress.done >= 1
             due = progress.step % log_every == 0

@@ -70,9 +70,13 @@ def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) ->
     if options.architecture == "modernbert":
         # the gated layer has two halves: 1.5 times the width in each, as in ModernBERT-base
         inner = options.intermediate_size or options.hidden_size * 3 // 2
+        ends = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
+        # without them Transformers takes those of the released vocabulary, and tells of it
+        ends |= {"bos_token_id": ends["cls_token_id"], "eos_token_id": ends["sep_token_id"]}
         modern = ModernBertConfig(
-            **shape, intermediate_size=inner, hidden_activation=options.hidden_act
-        )
+            **shape, intermediate_size=inner, hidden_activation=options.hidden_act,
+            bookkeeping=ends,
+        )  # fmt: skip
         return modern.replace(**dropouts(modern, options.dropout or 0.0))
     inner = options.intermediate_size or 4 * options.hidden_size
     config = BertConfig(**shape, intermediate_size=inner, hidden_act=options.hidden_act)

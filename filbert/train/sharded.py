@@ -46,7 +46,9 @@ def shard(model: nn.Module, *, world: World, dtype: torch.dtype) -> None:
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(
-        param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32
+        param_dtype=None if dtype == torch.float32 else dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # rotary angles stay float32
     )
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     for layer in (layer for stack in stacks for layer in stack):

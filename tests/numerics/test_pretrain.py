@@ -436,7 +436,10 @@ def test_the_bundle_opens_everywhere(shards: Path, tmp_path: Path, objective: st
 def test_a_modernbert_is_pre_trained_and_opens_everywhere(shards: Path, tmp_path: Path) -> None:
     import transformers
 
-    changes = {"architecture": "modernbert", "hidden_size": 32, "num_hidden_layers": 4}
+    changes = {
+        "architecture": "modernbert", "hidden_size": 32, "num_hidden_layers": 4,
+        "max_position_embeddings": 256,
+    }  # fmt: skip
     with pytest.raises(UsageError, match="no pair head"):
         run(shards, tmp_path / "pairs", **changes)
     result = run(shards, tmp_path / "run", objective="none", **changes)
@@ -444,8 +447,15 @@ def test_a_modernbert_is_pre_trained_and_opens_everywhere(shards: Path, tmp_path
     assert result.scores["mlm_loss"] < first
     bundle = open_bundle(tmp_path / "run")
     theirs = transformers.ModernBertForMaskedLM.from_pretrained(tmp_path / "run").eval()
-    ids = torch.tensor([[2, 7, 8, 4, 10, 3]])
-    assert torch.allclose(bundle.model(input_ids=ids)[0], theirs(input_ids=ids).logits, atol=1e-5)
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    assert theirs.config.layer_types == kinds
+    assert theirs.config.local_attention == 128
+    ends = [getattr(theirs.config, f"{name}_token_id") for name in ("cls", "sep", "bos", "eos")]
+    assert ends == [2, 3, 2, 3]
+    longer = torch.randint(5, 60, (2, 200), generator=torch.Generator().manual_seed(0))
+    for ids in (torch.tensor([[2, 7, 8, 4, 10, 3]]), longer):  # within a window, and beyond it
+        mine, its = bundle.model(input_ids=ids)[0], theirs(input_ids=ids).logits
+        assert torch.allclose(mine, its, atol=1e-5)
     again = run(
         shards, tmp_path / "on", objective="none", base=str(tmp_path / "run"), steps=3, dropout=0.1
     )
