@@ -55,6 +55,7 @@ def inspect_shards(
     shown = pretrain.decode(pretrain.encode(sampler, samples, rule), tokenizer)
     return {
         "folder": str(folder),
+        "objective": objective,
         "counts": shards.manifest.counts.model_dump(),
         "sources": shares(shards),
         "vocab_size": shards.manifest.vocab_size,
@@ -87,8 +88,11 @@ def as_text(found: dict[str, Any]) -> str:
         f"  {name or 'no source'}: {tokens:,} tokens, {tokens / total:.1%}"
         for name, tokens in found["sources"].items()
     ]
+    swapped = "B is from another document"
+    if found["objective"] == "sentence_order":
+        swapped = "A and B are swapped"
     for sample in found["samples"]:
-        follows = {0: "B follows A", 1: "B is from another document", None: "one segment"}
+        follows = {0: "B follows A", 1: swapped, None: "one segment"}
         hidden = len(sample["hidden"])
         lines += [
             "",

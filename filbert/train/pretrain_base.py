@@ -1,7 +1,7 @@
 """The model that a pre-training run starts with: a new one, or one to go on from.
 
-Going on from a model whose vocabulary the shards extend (`filbert vocab --extend MODEL`) gives each
-new word the mean of the rows of the pieces that the old vocabulary would have cut it into.
+Going on from a model whose vocabulary the shards extend (the same words, more behind
+them) gives each new word the mean of the rows of its old pieces.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def build_model(
         raise FilbertError(
             f"the shards in {options.data} were prepared with another vocabulary than that of "
             f"{options.base}: {len(different):,} words differ ({shown} ...). Prepare the corpus "
-            f"with --vocab {options.base}, or with one that extends it (filbert vocab --extend)"
+            f"with --vocab {options.base}, or with a vocabulary that has more words behind its own"
         )
     if size <= model.config.vocab_size:
         return model, []

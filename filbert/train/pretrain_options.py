@@ -37,7 +37,10 @@ class PretrainOptions(RunOptions):
     hidden_size: int = Field(768, gt=0, le=65536, description="Width of the hidden states")
     num_attention_heads: int = Field(12, gt=0, le=1024, description="Attention heads")
     intermediate_size: int | None = Field(
-        None, gt=0, le=2**20, description="Width inside the feed-forward (4 times the hidden size)"
+        None,
+        gt=0,
+        le=2**20,
+        description="Width inside the feed-forward (4 times the hidden size; 1.5 in ModernBERT)",
     )
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = Field(
         "gelu", description="Activation"

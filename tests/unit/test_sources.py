@@ -271,3 +271,20 @@ def test_hostile_names_and_patterns_cost_no_time() -> None:
         _choose(files, configs=[{"config_name": "x", "data_files": pattern}])
     with pytest.raises(FilbertError):
         _choose(["train-" * 10_000 + ".csv.parquet", "-" * 100_000 + ".csv"], "test")
+
+
+@pytest.mark.parametrize("name", ["filbert-mini-en", "filbert-mini-zh"])
+def test_models_that_come_with_filbert(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They resolve without a network, are BERTs of the Hugging Face layout, and fill a blank."""
+    from filbert.bundle import open_bundle
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = sources.resolve(name)
+    assert folder.name == name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 25_000_000
+    bundle = open_bundle(name)
+    text = "the capital of france [MASK] paris ." if name.endswith("en") else "北京是中国的首[MASK]。"
+    encoded = bundle.tokenizer(text, return_tensors="pt")
+    place = int((encoded["input_ids"][0] == bundle.tokenizer.mask_token_id).nonzero()[0, 0])
+    logits = bundle.model(**encoded).logits[0, place]
+    assert int(logits.argmax()) not in bundle.tokenizer.all_special_ids
