@@ -1,7 +1,6 @@
 """The model that a pre-training run starts with: a new one, or one to go on from.
 
-Going on from a model whose vocabulary the shards extend (the same words, more behind
-them) gives each new word the mean of the rows of its old pieces.
+A word that the base lacks starts as the mean of the rows of its old pieces.
 """
 
 from __future__ import annotations

@@ -283,7 +283,9 @@ def test_models_that_come_with_filbert(name: str, monkeypatch: pytest.MonkeyPatc
     assert folder.name == name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 25_000_000
     bundle = open_bundle(name)
-    text = "the capital of france [MASK] paris ." if name.endswith("en") else "北京是中国的首[MASK]。"
+    text = (
+        "the capital of france [MASK] paris ." if name.endswith("en") else "北京是中国的首[MASK]。"
+    )
     encoded = bundle.tokenizer(text, return_tensors="pt")
     place = int((encoded["input_ids"][0] == bundle.tokenizer.mask_token_id).nonzero()[0, 0])
     logits = bundle.model(**encoded).logits[0, place]
