@@ -78,8 +78,9 @@ class World:
         if not sum(sizes):
             return [""] * self.size
         line = torch.zeros(sum(sizes), dtype=torch.uint8, device=self.device)
-        line.split(sizes)[self.rank].copy_(own)
-        return [bytes(part.tolist()).decode() for part in self.sum(line).cpu().split(sizes)]
+        torch.split(line, sizes)[self.rank].copy_(own)
+        parts = torch.split(self.sum(line).cpu(), sizes)
+        return [bytes(part.tolist()).decode() for part in parts]
 
     def agree(self, what: str, value: str) -> None:
         """Raise `FilbertError` in every process unless all gave the same `value`. `what`: a name

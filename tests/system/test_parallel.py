@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from filbert.train import state
+from tests.system.parallel_child import WORDS
 from tests.tiny_shards import tiny_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,3 +190,39 @@ def test_more_processes_than_samples_of_a_step(shards: Path, tmp_path: Path) -> 
     assert done.returncode == 2 or "exitcode  : 2" in done.stderr
     assert "cannot be shared by 2 processes" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def befallen(what: str, *given: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A run of two in which something befalls the second at its 20th batch."""
+    words = command(*given, 2, **options)
+    start = words.index("filbert") - 1
+    words[start : start + 2] = [str(ROOT / "tests" / "system" / "parallel_child.py"), what, "20"]
+    return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_error_of_one_ends_all(shards: Path, tmp_path: Path, parallel: str) -> None:
+    started = time.monotonic()
+    done = befallen("error", shards, tmp_path / "run", parallel=parallel, **{"save-every": 4})
+    assert done.returncode != 0
+    assert time.monotonic() - started < 60
+    assert WORDS in done.stderr
+    assert f"process 1 failed: {WORDS}" in done.stderr, done.stderr[-3000:]
+    found = state.newest(tmp_path / "run", warn=pytest.fail)
+    assert found is not None
+    assert found.record["progress"]["step"] >= 4
+
+
+def test_a_bad_batch_of_one_is_passed_over_by_all(
+    shards: Path, tmp_path: Path, alone: Path
+) -> None:
+    done = befallen("nan", shards, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("is passed over (1 of at most") == 1
+    held = next(line for line in done.stderr.splitlines() if line.startswith("held: "))
+    told = next(line for line in done.stderr.splitlines() if "is passed over" in line)
+    assert told.endswith(", ".join(f"sample {number}" for number in held.split()[1:]))
+    manifest = json.loads((tmp_path / "run" / "filbert.json").read_text())
+    assert manifest["provenance"]["skipped_steps"] == 1
+    # weights that a NaN had reached, in either process, would leave no finite score
+    assert np.isfinite(losses(tmp_path / "run", "eval")).all()

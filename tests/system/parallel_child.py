@@ -1,0 +1,47 @@
+"""`filbert pretrain` in which something befalls one process alone, for test_parallel.py.
+
+    python -m torch.distributed.run ... tests/system/parallel_child.py WHAT STEP pretrain ...
+
+WHAT: `error` (data that cannot be read) or `nan` (a loss that is no number), in process 1, at its
+training batch number STEP.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from filbert.cli import main
+from filbert.errors import FilbertError
+from filbert.tasks import pretrain as task
+
+WORDS = "train-00001/tokens.npy cannot be read"
+
+
+def befall(what: str, at: int) -> None:
+    """Put a loss in the place of the task's that fails at the batch `at` of process 1."""
+    sound, seen = task.loss, 0
+
+    def loss(model: Any, batch: task.Batch, **options: Any) -> tuple[Tensor, Tensor]:
+        nonlocal seen
+        value, tallies = sound(model, batch, **options)
+        seen += model.training
+        if model.training and seen == at:
+            if what == "error":
+                raise FilbertError(WORDS)
+            print("held:", *batch.numbers.tolist(), file=sys.stderr, flush=True)
+            value, tallies = value * float("nan"), tallies * float("nan")
+        return value, tallies
+
+    task.loss = loss
+
+
+if __name__ == "__main__":
+    what, at = sys.argv[1], int(sys.argv[2])
+    del sys.argv[1:3]
+    if os.environ["RANK"] == "1":
+        befall(what, at)
+    main()
