@@ -24,7 +24,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from filbert.errors import FilbertError
+from filbert.errors import FilbertError, UsageError
+
+LOCK = ".lock"  # in a folder that a process holds
 
 # errno -> what to tell (EDQUOT is missing on Windows)
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -205,3 +207,32 @@ def _exchange(one: Path, other: Path) -> bool:
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
     # A refusal, of a file system without it for one, is no error: two renames do it then.
     return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+@contextlib.contextmanager
+def locked(out: Path, *, doing: str) -> Iterator[None]:
+    """Hold the folder for one process. `doing`: what it does there, in words.
+    Raises `UsageError` where another holds it. (On systems without `fcntl`, Windows for one,
+    nothing is held.)"""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UsageError(
+                f"--out {out}: another process ({file.read().strip() or 'unknown'}) {doing} "
+                "this folder; wait for it or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)

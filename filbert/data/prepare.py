@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import filbert
-from filbert.atomic import clear_leftovers, replace_folder, write_file
+from filbert.atomic import clear_leftovers, locked, replace_folder, write_file
 from filbert.data.corpus import corpus_files
 from filbert.data.draws import key_of, mixed
 from filbert.data.duplicates import VALUES, EqualDocuments, NearDuplicates, Sketch, rows_of_bands
@@ -38,7 +38,7 @@ from filbert.data.prepare_feed import Feed, Place, chunks_of, fingerprints, resu
 from filbert.data.prepare_folder import check_folder, clear, clear_shards, refuse_changes
 from filbert.data.prepare_options import FREE, PrepareOptions
 from filbert.data.prepare_progress import Meter
-from filbert.data.prepare_work import WORK, Streams, locked, read_state, write_shard
+from filbert.data.prepare_work import WORK, Streams, read_state, write_shard
 from filbert.data.shards import (
     FORMAT,
     MANIFEST,
@@ -80,7 +80,7 @@ def prepare(options: PrepareOptions, *, quiet: bool = False) -> Manifest:
     _check_packages(options, tokenizer)
     check_folder(out, options)
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with locked(out, doing="writes into"):
         if options.overwrite:
             clear(out)
         clear_leftovers(out)

@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filbert.atomic import LOCK
 from filbert.data.prepare_options import PrepareOptions
-from filbert.data.prepare_work import LOCK, WORK
+from filbert.data.prepare_work import WORK
 from filbert.data.shards import MANIFEST, NAME, VOCAB
 from filbert.errors import UsageError
 

@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 
 from filbert.atomic import cannot_write, replace_folder, write_file
 from filbert.data.shards import FILES, ShardEntry, Split, digest
-from filbert.errors import FilbertError, UsageError
+from filbert.errors import FilbertError
 from filbert.layout import strict_json
 
 WORK = ".work"
-LOCK = ".lock"
 STATE = "state.json"
 _BLOCK = 1 << 20  # bytes copied in one go; divisible by 8
 
@@ -191,30 +190,3 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise FilbertError(f"{path} is damaged; start again with --overwrite")
     return found
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the folder for one process. Raises `UsageError` where another writes into it. (On
-    systems without `fcntl`, Windows for one, nothing is held.)"""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(out / LOCK, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UsageError(
-                f"--out {out}: another process ({file.read().strip() or 'unknown'}) writes into "
-                "this folder; wait for it or choose another folder"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            (out / LOCK).unlink(missing_ok=True)

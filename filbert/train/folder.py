@@ -8,8 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 import filbert
-from filbert.atomic import clear_leftovers, write_file
+from filbert.atomic import LOCK, clear_leftovers, write_file
 from filbert.bundle import MANIFEST
 from filbert.data.examples import Examples
 from filbert.errors import FilbertError, UsageError
@@ -26,7 +25,6 @@ from filbert.train.options import RunOptions, parse_options, read_recipe
 RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.json"
 SEEDS = "seeds.json"
-LOCK = ".lock"
 WRITTEN = "# written by filbert: the options of the run in this folder"
 BUNDLE_FILES = {
     MANIFEST, "README.md", "config.json", "model.safetensors", "tokenizer.json",
@@ -121,34 +119,6 @@ def claim_folder(out: Path, options: RunOptions) -> None:
         clear_leftovers(out)
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / RECIPE, recipe_text(options))
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the folder for one process. Raises `UsageError` where another trains in it. (On systems
-    without `fcntl`, Windows for one, nothing is held.)"""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UsageError(
-                f"--out {out}: another process ({file.read().strip() or 'unknown'}) trains in "
-                "this folder; wait for it or choose another folder"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            (out / LOCK).unlink(missing_ok=True)
 
 
 def recipe_text(options: RunOptions) -> str:

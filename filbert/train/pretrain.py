@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import filbert
-from filbert.atomic import write_file
+from filbert.atomic import locked, write_file
 from filbert.bundle import MANIFEST, Manifest, read_manifest, save_bundle
 from filbert.data.shards import Shards
 from filbert.errors import UsageError
@@ -77,7 +77,7 @@ def pretrain(options: PretrainOptions, *, quiet: bool = False) -> PretrainResult
         if options.resume and (out / MANIFEST).is_file():
             return finished(out, world)
         ready = prepare(options, device, world)
-        with folder.locked(out) if world.first else nullcontext():
+        with locked(out, doing="trains in") if world.first else nullcontext():
             if world.first:
                 folder.claim_folder(out, options)
             world.wait()

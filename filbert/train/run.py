@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import filbert
-from filbert.atomic import write_file
+from filbert.atomic import locked, write_file
 from filbert.bundle import MANIFEST, Manifest, check_tokenizer, read_manifest, save_bundle
 from filbert.data.examples import (
     Examples,
@@ -107,7 +107,7 @@ def train_classify(options: ClassifyOptions, *, quiet: bool = False) -> TrainRes
     check_metric(options.metric, data)
     # whatever a wrong option or base can break, breaks here, before anything is written
     ready = prepare(options, data)
-    with folder.locked(out):
+    with locked(out, doing="trains in"):
         folder.claim_folder(out, options)
         if options.seeds == 1:
             return run_seed(options, data, out, ready=ready, quiet=quiet)

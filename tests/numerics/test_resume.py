@@ -273,9 +273,10 @@ def test_overwrite_refuses_to_delete_its_own_base(place: Path, tmp_path: Path) -
 
 def test_two_processes_cannot_train_in_one_folder(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
-    from filbert.train.folder import locked
+    from filbert.atomic import locked
 
-    with locked(tmp_path / "run"), pytest.raises(UsageError, match=f"process \\({os.getpid()}\\)"):
+    held = locked(tmp_path / "run", doing="trains in")
+    with held, pytest.raises(UsageError, match=f"process \\({os.getpid()}\\)"):
         train(**options(place, "x", out=str(tmp_path / "run")))
     assert not any((tmp_path / "run").iterdir())
 

@@ -40,6 +40,8 @@ def command(shards: Path, out: Path, processes: int, **options: Any) -> list[str
         "batch-size": 8, "batch-tokens": 96, "lr": 3e-3, "precision": "float32", "dropout": 0.0,
         "eval-every": 8, "eval-samples": 20, "threads": 1, "optimizer": "adamw", **options,
     }  # fmt: skip
+    if "budget" in options:
+        values.pop("steps")
     words = ["-m", "filbert", "pretrain", "--no-tensorboard"]
     for name, value in values.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
@@ -226,3 +228,10 @@ def test_a_bad_batch_of_one_is_passed_over_by_all(
     assert manifest["provenance"]["skipped_steps"] == 1
     # weights that a NaN had reached, in either process, would leave no finite score
     assert np.isfinite(losses(tmp_path / "run", "eval")).all()
+
+
+def test_a_budget_ends_all_at_once(shards: Path, tmp_path: Path) -> None:
+    """The first process's clock decides; by a clock each they would evaluate at other steps."""
+    done = run(shards, tmp_path / "run", 2, budget="8s", **{"eval-every": 0})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "filbert.json").is_file()

@@ -349,12 +349,12 @@ def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path: Path, vocab: Pa
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path, vocab: Path) -> None:
-    from filbert.data.prepare_work import locked
+    from filbert.atomic import locked
 
     corpus = write(tmp_path / "c.jsonl", texts_of(20))
     (tmp_path / "o").mkdir()
     with (
-        locked(tmp_path / "o"),
+        locked(tmp_path / "o", doing="writes into"),
         pytest.raises(UsageError, match=f"another process \\({os.getpid()}\\)"),
     ):
         prepare(options(corpus, vocab, tmp_path / "o"), quiet=True)
