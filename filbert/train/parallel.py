@@ -120,9 +120,10 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """The run is over, or this process is about to leave."""
+        """The run is over, or this process is about to leave. Waits for the thread: one that is still
+        in the store while Python shuts down takes the whole process with it (SIGABRT)."""
         self._over.set()
-        self._thread.join(timeout=BEAT)
+        self._thread.join(timeout=GRACE)
 
     def failed(self) -> tuple[int, int, str] | None:
         """Number, exit code and words of the process that failed first, if one did."""
