@@ -120,8 +120,8 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """The run is over, or this process is about to leave. Waits for the thread: one that is still
-        in the store while Python shuts down takes the whole process with it (SIGABRT)."""
+        """The run is over, or this process is about to leave. Waits for the thread: one that is
+        still in the store while Python shuts down takes the whole process with it (SIGABRT)."""
         self._over.set()
         self._thread.join(timeout=GRACE)
 
