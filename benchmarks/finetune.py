@@ -13,7 +13,7 @@ The arms:
 
     trainer-float32   the Trainer's defaults: float32, 32 sentences a batch, dynamic padding
     trainer-bf16      the Trainer with `bf16=True` and batches grouped by length
-    filbert           `filbert.train.run.train_classify`, precision chosen by itself
+    filbert           `filbert.train.classify.train_classify`, precision chosen by itself
     filbert-float32   the same in float32 (only if named by --arms)
 
 All arms share weights, rows, epochs, learning rate and its schedule, weight decay, clipping,
@@ -148,7 +148,7 @@ def train_with_filbert(job: Job) -> dict[str, Any]:
     from filbert.tasks import classify
     from filbert.text import BertTokenizer
     from filbert.train.options import ClassifyOptions, parse_options
-    from filbert.train.run import train_classify
+    from filbert.train.classify import train_classify
 
     same = {"base", "dev", "out", "epochs", "batch_tokens", "lr", "warmup", "weight_decay"}
     same |= {"clip", "seed", "max_length", "threads"}

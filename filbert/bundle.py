@@ -12,41 +12,49 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from filbert.atomic import write_file
 from filbert.errors import FilbertError
-from filbert.model.bert import (
-    BertForMaskedLM,
-    BertForPreTraining,
-    BertForSequenceClassification,
-    BertModel,
-)
 from filbert.model.config import EncoderConfig
-from filbert.model.modern import (
-    ModernBertForMaskedLM,
-    ModernBertForSequenceClassification,
-    ModernBertModel,
-)
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.pretrained import PretrainedModel
 from filbert.sources import resolve
 from filbert.text import BertTokenizer
 
 MANIFEST = "filbert.json"
-ARCHITECTURES: dict[str, tuple[str, type[PretrainedModel]]] = {
-    "BertForSequenceClassification": ("classify", BertForSequenceClassification),
-    "BertForMaskedLM": ("fill", BertForMaskedLM),
-    "BertForPreTraining": ("pretrain", BertForPreTraining),
-    "BertModel": ("encode", BertModel),
-    "ModernBertForSequenceClassification": ("classify", ModernBertForSequenceClassification),
-    "ModernBertForMaskedLM": ("fill", ModernBertForMaskedLM),
-    "ModernBertModel": ("encode", ModernBertModel),
+# architecture in config.json -> the tasks that it can serve, the usual one first; its module
+ARCHITECTURES: dict[str, tuple[tuple[str, ...], str]] = {
+    "BertForSequenceClassification": (("classify", "rank"), "bert"),
+    "BertForTokenClassification": (("tag",), "bert"),
+    "BertForQuestionAnswering": (("answer",), "span_head"),
+    "BertForExtractiveSummary": (("summarize",), "sentence_head"),
+    "BertForSeq2SeqLM": (("translate", "summarize"), "seq2seq"),
+    "EncoderDecoderModel": (("translate", "summarize"), "seq2seq"),
+    "BertForMaskedLM": (("fill",), "bert"),
+    "BertForPreTraining": (("pretrain", "fill"), "bert"),
+    "BertModel": (("encode", "embed"), "bert"),
+    "ModernBertForSequenceClassification": (("classify", "rank"), "modern"),
+    "ModernBertForMaskedLM": (("fill",), "modern"),
+    "ModernBertModel": (("encode", "embed"), "modern"),
 }
+Task = Literal[
+    "classify", "rank", "tag", "answer", "summarize", "translate", "fill", "pretrain", "embed",
+    "encode",
+]  # fmt: skip
+
+
+PIPELINES = {  # as the model hub calls the tasks
+    "classify": "text-classification", "rank": "text-ranking", "tag": "token-classification",
+    "answer": "question-answering", "summarize": "summarization", "translate": "translation",
+    "fill": "fill-mask", "embed": "sentence-similarity",
+}  # fmt: skip
+LABELLED = ("classify", "rank", "tag")  # a row of the head for each label
 
 
 class Manifest(BaseModel):
@@ -55,7 +63,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     format: Literal[1] = 1
-    task: Literal["classify", "fill", "pretrain", "encode"]
+    task: Task
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
@@ -66,6 +74,7 @@ class Manifest(BaseModel):
     stride: int = Field(default=64, ge=0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     thresholds: list[float] | None = None
+    settings: dict[str, JsonValue] = {}  # what one task alone needs; it checks them itself
     scores: dict[str, float | None] = {}
     provenance: dict[str, Any] = {}
 
@@ -88,8 +97,7 @@ def open_bundle(name: str | PathLike[str], *, revision: str | None = None) -> Bu
     folder = resolve(name, revision=revision)
     manifest = read_manifest(folder)
     config = read_any_config(folder)
-    _, architecture = _architecture(config)
-    model = architecture.from_pretrained(folder)
+    model = architecture(config).from_pretrained(folder)
     tokenizer = BertTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer, config, source=str(folder))
     return Bundle(folder, manifest, model, tokenizer)
@@ -108,18 +116,18 @@ def check_tokenizer(tokenizer: BertTokenizer, config: EncoderConfig, *, source: 
 def read_manifest(folder: Path) -> Manifest:
     """`filbert.json`, or what `config.json` lets us say where there is none."""
     config = read_any_config(folder)
-    task, _ = _architecture(config)
+    tasks = tasks_of(config)
     path = folder / MANIFEST
     if not path.is_file():
         labels = list(config.id2label.values())
         kind = config.problem_type or (
             "regression" if len(labels) == 1 else "single_label_classification"
         )
-        classify = task == "classify"
+        task = "embed" if (folder / "modules.json").is_file() and "embed" in tasks else tasks[0]
         return Manifest(
             task=task,  # type: ignore[arg-type]
-            problem_type=kind if classify else None,  # type: ignore[arg-type]
-            labels=labels if classify else [],
+            problem_type=kind if task in ("classify", "rank") else None,  # type: ignore[arg-type]
+            labels=labels if task in LABELLED else [],
             max_length=config.max_position_embeddings,
             stride=min(64, config.max_position_embeddings // 4),
         )
@@ -131,10 +139,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise FilbertError(f"{path}: '{where}': {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise FilbertError(f"{path} is not valid JSON: {error}") from None
-    if manifest.task != task:
-        raise FilbertError(f"{path}: task {manifest.task!r}, but config.json says {task!r}")
+    task = manifest.task
+    if task not in tasks:
+        raise FilbertError(f"{path}: task {task!r}, but config.json says {' or '.join(tasks)}")
     labels, problem = manifest.labels, manifest.problem_type
-    if task == "classify" and (problem is None or (problem == "regression") != (not labels)):
+    labelled = task in ("classify", "rank")
+    if labelled and (problem is None or (problem == "regression") != (not labels)):
         raise FilbertError(
             f"{path}: problem_type {problem!r} with {len(labels)} labels; a regression has none, "
             "any other kind has its labels listed"
@@ -142,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
     if len(set(labels)) != len(labels):
         raise FilbertError(f"{path}: a label stands twice among {', '.join(labels[:20])}")
     count = max(1, len(labels))
-    if manifest.task == "classify" and count != config.num_labels:
+    if task in LABELLED and count != config.num_labels:
         raise FilbertError(
             f"{folder}: {MANIFEST} has {count} labels and config.json {config.num_labels}; "
             "they do not belong together"
@@ -175,9 +185,7 @@ def model_card(name: str, model: PretrainedModel, manifest: Manifest) -> str:
     """The `README.md` of a bundle, with the metadata block that model hubs read."""
     config, origin = model.config, manifest.provenance
     parameters = sum(weight.numel() for weight in model.parameters())
-    tag = {"classify": "text-classification", "fill": "fill-mask"}.get(
-        manifest.task, "feature-extraction"
-    )
+    tag = PIPELINES.get(manifest.task, "feature-extraction")
     scores = "\n".join(
         f"| {key} | {value:.4f} |" for key, value in manifest.scores.items() if value is not None
     )
@@ -222,9 +230,21 @@ def model_card(name: str, model: PretrainedModel, manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _architecture(config: EncoderConfig) -> tuple[str, type[PretrainedModel]]:
+def tasks_of(config: EncoderConfig) -> tuple[str, ...]:
+    """What a model of this configuration can do, the usual thing first."""
+    return ARCHITECTURES[_known(config)][0]
+
+
+def architecture(config: EncoderConfig) -> type[PretrainedModel]:
+    """The class of the model that `config.json` names; an encoder alone where it names none."""
+    name = _known(config)
+    module = import_module(f"filbert.model.{ARCHITECTURES[name][1]}")
+    kind: type[PretrainedModel] = getattr(module, name)
+    return kind
+
+
+def _known(config: EncoderConfig) -> str:
     for name in config.architectures or []:
         if name in ARCHITECTURES:
-            return ARCHITECTURES[name]
-    modern = isinstance(config, ModernBertConfig)
-    return ARCHITECTURES["ModernBertModel" if modern else "BertModel"]
+            return name
+    return "ModernBertModel" if isinstance(config, ModernBertConfig) else "BertModel"

@@ -229,16 +229,17 @@ def predict(
         raise UsageError("--out and --resume belong to --file")
     if pair is not None and len(texts or []) != 1:
         raise UsageError("--pair goes with exactly one text")
-    from filbert.infer.predict import WINDOW, answer_text, as_json_text, load, typed_rows
+    from filbert.infer.predict import WINDOW, as_json_text, load, stream, typed_rows
 
-    classifier = load(
+    model = load(
         bundle, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
     )
+    options = given_options(model, all_scores=all_scores or None)
     if file is not None:
         from filbert.infer.predict_file import predict_file
 
         report = predict_file(
-            classifier,
+            model,
             file,
             out,
             text_column=text_column,
@@ -246,22 +247,33 @@ def predict(
             format=format,
             encoding=encoding,
             header=header,
-            all_scores=all_scores,
             resume=resume,
             overwrite=overwrite,
             strict=strict,
+            **options,
         )
         print(report.summary(out), file=sys.stderr)
         return
-    rows: Iterable[Any] = texts or typed_rows(sys.stdin, pairs=classifier.manifest.pair)
+    rows: Iterable[Any] = texts or typed_rows(sys.stdin, pairs=model.manifest.pair)
     if pair is not None:
         rows = [(texts[0], pair)] if texts else []
     alone = texts is not None and len(texts) == 1
     mine, theirs = tee(rows)
     window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
-    answers = classifier.stream(theirs, window=window, all_scores=all_scores)
+    answers = stream(model, theirs, window=window, **options)
     for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
-        print(as_json_text(answer) if as_json else answer_text(answer, None if alone else row))
+        print(as_json_text(answer) if as_json else model.line(answer, None if alone else row))
+
+
+def given_options(model: Any, **options: Any) -> dict[str, Any]:
+    """The options that were typed (not None); `UsageError` for one that this model does not have"""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in model.OPTIONS:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is not for a model of the task {model.manifest.task}"
+            )
+    return given
 
 
 @app.command()
@@ -274,9 +286,13 @@ def evaluate(
     label_column: LabelColumn = None,
     label_separator: Separator = None,
     format: Format = None,
-    encoding: Encoding = "utf-8",
+    encoding: Annotated[
+        str | None, typer.Option(help="Text encoding of the file [default: utf-8]")
+    ] = None,
     header: Header = None,
-    worst: Annotated[int, typer.Option(help="How many of the surest mistakes to show")] = 5,
+    worst: Annotated[
+        int | None, typer.Option(help="How many of the surest mistakes to show [default: 5]")
+    ] = None,
     as_json: Json = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -286,22 +302,15 @@ def evaluate(
     """Score a model on labelled rows."""
     from filbert.infer import evaluate as layer
 
+    options = {
+        "text_column": text_column, "pair_column": pair_column, "label_column": label_column,
+        "label_separator": label_separator, "format": format, "header": header, "worst": worst,
+        "encoding": encoding,
+    }  # fmt: skip
     result = layer.evaluate(
-        bundle,
-        data,
-        text_column=text_column,
-        pair_column=pair_column,
-        label_column=label_column,
-        label_separator=label_separator,
-        format=format,
-        encoding=encoding,
-        header=header,
-        device=device,
-        precision=precision,
-        batch_tokens=batch_tokens,
-        threads=threads,
-        worst=worst,
-    )
+        bundle, data, device=device, precision=precision, batch_tokens=batch_tokens,
+        threads=threads, **{name: value for name, value in options.items() if value is not None},
+    )  # fmt: skip
     if as_json:
         print_json(result)
         return

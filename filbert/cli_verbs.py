@@ -69,7 +69,7 @@ def parse(values: dict[str, Any], recipe: str | None, model: type[Any], *, verb:
 
 
 def _train_classify(options: Any, as_json: bool) -> None:
-    from filbert.train.run import train_classify
+    from filbert.train.classify import train_classify
 
     result = train_classify(options, quiet=False)
     if as_json:

@@ -168,9 +168,9 @@ def learn(place: Place, *, retrain: bool) -> Classifier:
         "for the test."
     )
     from filbert.infer.predict import load
+    from filbert.train.classify import train_classify
     from filbert.train.loop import Interrupted
     from filbert.train.options import ClassifyOptions
-    from filbert.train.run import train_classify
 
     options = ClassifyOptions(
         **RECIPE,

@@ -1,5 +1,16 @@
 """Predict: a trained bundle becomes a function from text to answers.
 
+`load` opens any bundle; what it gives depends on the task (`PREDICTORS`). This file holds that of
+classification, and what all of them share. A predictor has `manifest`, `tokenizer`, `folder`,
+`device`, `dtype`, `reason`, and
+
+    OPTIONS                        the names of what `answer_rows` and `stream` take beyond rows
+    __call__(...)                  for people: one input gives one answer, a list gives a list
+    problem(row)                   what is wrong with an input, in words; None for a good one
+    answer_rows(rows, **options)   answers (plain data) of good inputs, in order
+    line(answer, row)              an answer as one line for people
+    evaluate(path, **options)      scores on a labelled file
+
     from filbert import load
     classify = load("runs/reviews")
     classify("Great film.")                        # {"label": "positive", "score": 0.998}
@@ -16,6 +27,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from os import PathLike
 from typing import Any, TextIO, overload
 
@@ -25,13 +37,25 @@ from numpy.typing import NDArray
 
 from filbert.bundle import Bundle, open_bundle
 from filbert.errors import FilbertError, UsageError
-from filbert.model.device import choose_device, choose_precision
+from filbert.model.device import choose_device, choose_precision, for_inference
 from filbert.tasks import classify
 
 WINDOW = 1024
 MOST_THREADS = 1024  # far more than helps; a mistyped number must not exhaust the machine
 
 Answer = dict[str, Any]
+# task -> what answers; a module is imported when a bundle of its task is opened
+PREDICTORS = {
+    "classify": "filbert.infer.predict:Classifier",
+    "rank": "filbert.infer.predict:Classifier",
+    "tag": "filbert.infer.tag:Tagger",
+    "answer": "filbert.infer.answer:Answerer",
+    "embed": "filbert.infer.embed:Embedder",
+    "fill": "filbert.infer.fill:Filler",
+    "pretrain": "filbert.infer.fill:Filler",
+    "summarize": "filbert.infer.summarize:Summarizer",
+    "translate": "filbert.infer.translate:Translator",
+}
 
 
 def load(
@@ -41,35 +65,45 @@ def load(
     precision: str = "auto",
     batch_tokens: int = 4096,
     threads: int | None = None,
-) -> Classifier:
-    """Open a bundle for prediction.
+) -> Any:
+    """Open a bundle for prediction: a `Classifier`, or what `PREDICTORS` has for its task.
 
-    `name` is a run folder, a Hugging Face folder with a classification head, a hub name or an
-    installed name. `batch_tokens` bounds the tokens computed at once; `threads` sets the CPU
-    threads of this process. Raises `FilbertError` where `name` cannot be found or has no
-    classification head, `UsageError` for a device or a precision that this machine lacks.
+    `name` is a run folder, a Hugging Face folder, a hub name or an installed name. `batch_tokens`
+    bounds the tokens computed at once; `threads` sets the CPU threads of this process. Raises
+    `FilbertError` where `name` cannot be found or has no head to answer with, `UsageError` for a
+    device or a precision that this machine lacks.
     """
     if not isinstance(name, str | PathLike):
-        raise FilbertError(f"expected a folder or the name of a model, got {_shown(name)}")
+        raise FilbertError(f"expected a folder or the name of a model, got {shown(name)}")
     if not isinstance(device, str | torch.device):
-        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {_shown(device)}")
-    _check_count("batch_tokens", batch_tokens)
+        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {shown(device)}")
+    check_count("batch_tokens", batch_tokens)
     if threads is not None:
-        _check_count("threads", threads, most=MOST_THREADS)
+        check_count("threads", threads, most=MOST_THREADS)
         torch.set_num_threads(threads)
     place = choose_device(device)
     dtype, reason = choose_precision(precision, place)
-    return Classifier(
-        open_bundle(name), device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens
+    bundle = open_bundle(name)
+    if bundle.manifest.task not in PREDICTORS:
+        raise FilbertError(
+            f"{bundle.folder} holds a {type(bundle.model).__name__}, an encoder without a head to "
+            "answer with. Fine-tune it first (filbert train --help), or look into it with filbert "
+            "inspect"
+        )
+    module, kind = PREDICTORS[bundle.manifest.task].split(":")
+    return getattr(import_module(module), kind)(
+        bundle, device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens
     )
 
 
 class Classifier:
-    """A bundle, ready to answer. Calls from several threads are safe.
+    """A bundle of classification, ready to answer. Calls from several threads are safe.
 
     Attributes: `manifest` (task, labels, thresholds, temperature), `model`, `tokenizer`, `folder`,
     `device`, `dtype`, and `reason`, why this precision was chosen.
     """
+
+    OPTIONS = frozenset({"all_scores"})
 
     def __init__(
         self,
@@ -83,13 +117,8 @@ class Classifier:
         self.folder = bundle.folder
         self.manifest = bundle.manifest
         self.tokenizer = bundle.tokenizer
-        if not isinstance(bundle.model, classify.Classifier):
-            raise FilbertError(
-                f"{bundle.folder} holds a {type(bundle.model).__name__}, not a classifier: it has "
-                "no classification head to predict with. Fine-tune it first with filbert train "
-                "classify --base, or look into it with filbert inspect"
-            )
-        self.model = classify.for_inference(bundle.model, device, dtype)
+        assert isinstance(bundle.model, classify.Classifier)
+        self.model = for_inference(bundle.model, device, dtype, head="classifier")
         self.device = device
         self.dtype = dtype
         self.reason = reason
@@ -126,7 +155,7 @@ class Classifier:
         the best k. Raises `FilbertError` that names the position of an item that is not a text.
         """
         if top_k is not None:
-            _check_count("top_k", top_k)
+            check_count("top_k", top_k)
         rows, single = as_rows(texts, pairs, pair_model=self.manifest.pair)
         first, second = self.split(rows)
         answers = self.answers(first, second, all_scores=all_scores or top_k is not None)
@@ -146,14 +175,21 @@ class Classifier:
         `window` rows are held at once. The first windows are small, so that the first answers come
         at once. Raises as a call does; positions count from the beginning of the stream.
         """
-        _check_count("window", window)
-        if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
-            raise FilbertError(f"expected an iterable of texts, got {_shown(rows)}")
-        start = 0
-        for block in windows(rows, window):
-            first, second = self.split(block, start=start)
-            yield from self.answers(first, second, all_scores=all_scores)
-            start += len(block)
+        return stream(self, rows, window=window, all_scores=all_scores)
+
+    def answer_rows(self, rows: Sequence[Any], *, all_scores: bool = False) -> list[Answer]:
+        """Answers of rows that `problem` found good, in order."""
+        return self.answers(*self.split(rows), all_scores=all_scores)
+
+    def line(self, answer: Answer, row: Any = None) -> str:
+        """An answer as one line for people."""
+        return answer_text(answer, row)
+
+    def evaluate(self, data: str | PathLike[str], **options: Any) -> dict[str, Any]:
+        """Scores on the labelled rows of a file; see `filbert.infer.score_rows`."""
+        from filbert.infer.score_rows import score_rows
+
+        return score_rows(self, data, **options)
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
@@ -192,15 +228,8 @@ class Classifier:
         return classify.decode(self.logits(texts, pairs), self.manifest, all_scores=all_scores)
 
     def split(self, rows: Sequence[Any], *, start: int = 0) -> tuple[list[str], list[str] | None]:
-        """Check rows and part them into texts and second texts.
-
-        Raises `FilbertError` for a row that is no text or no pair, naming its position (plus
-        `start`), and where the bundle and the rows disagree about pairs.
-        """
-        for index, row in enumerate(rows, start=start):
-            problem = self.problem(row)
-            if problem:
-                raise FilbertError(f"item {index}: {problem}")
+        """Check rows and part them into texts and second texts; see `check_rows`."""
+        check_rows(self, rows, start=start)
         if not self.manifest.pair:
             return list(rows), None
         return [row[0] for row in rows], [row[1] for row in rows]
@@ -211,12 +240,39 @@ class Classifier:
             if isinstance(row, str):
                 return "this model compares two texts; give (text, second text), or pairs=, --pair"
             if not (isinstance(row, tuple | list) and len(row) == 2):
-                return f"expected a pair (text, second text), got {_shown(row)}"
+                return f"expected a pair (text, second text), got {shown(row)}"
             bad = next((text for text in row if not isinstance(text, str)), None)
-            return None if all(isinstance(text, str) for text in row) else _not_text(bad)
+            return None if all(isinstance(text, str) for text in row) else not_text(bad)
         if isinstance(row, tuple | list):
             return "this model takes one text, got a pair"
-        return None if isinstance(row, str) else _not_text(row)
+        return None if isinstance(row, str) else not_text(row)
+
+
+def check_rows(predictor: Any, rows: Sequence[Any], *, start: int = 0) -> None:
+    """Raise `FilbertError` for a row that the model cannot read, naming its position (plus
+    `start`)."""
+    for index, row in enumerate(rows, start=start):
+        problem = predictor.problem(row)
+        if problem:
+            raise FilbertError(f"item {index}: {problem}")
+
+
+def stream(
+    predictor: Any, rows: Iterable[Any], *, window: int = WINDOW, **options: Any
+) -> Iterator[Answer]:
+    """Answers of an endless iterable of rows by any predictor, in order and in constant memory.
+
+    `window` rows are held at once; the first windows are small, so that the first answers come at
+    once. Raises as `check_rows` does; positions count from the beginning of the stream.
+    """
+    check_count("window", window)
+    if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
+        raise FilbertError(f"expected an iterable of texts, got {shown(rows)}")
+    start = 0
+    for block in windows(rows, window):
+        check_rows(predictor, block, start=start)
+        yield from predictor.answer_rows(block, **options)
+        start += len(block)
 
 
 def as_rows(texts: Any, pairs: Any, *, pair_model: bool) -> tuple[list[Any], bool]:
@@ -226,7 +282,7 @@ def as_rows(texts: Any, pairs: Any, *, pair_model: bool) -> tuple[list[Any], boo
             raise FilbertError(f"one text but {len(pairs)} second texts in pairs")
         return [texts if pairs is None else (texts, pairs)], True
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | dict):
-        raise FilbertError(f"expected a text or a list of texts, got {_shown(texts)}")
+        raise FilbertError(f"expected a text or a list of texts, got {shown(texts)}")
     if isinstance(pairs, str):
         raise FilbertError(
             "pairs is one text but texts is a list; give as many second texts as texts"
@@ -310,10 +366,11 @@ def as_json_text(answer: Answer) -> str:
     return json.dumps(answer, ensure_ascii=plain)
 
 
-def _check_count(name: str, value: Any, *, most: int = 2**31 - 1) -> None:
+def check_count(name: str, value: Any, *, most: int = 2**31 - 1) -> None:
+    """Raise `UsageError` unless `value` is a whole number from 1 to `most`."""
     if not isinstance(value, int) or not 1 <= value <= most:
         raise UsageError(
-            f"{name} must be at least 1 and at most {most:,}, a whole number, got {_shown(value)}"
+            f"{name} must be at least 1 and at most {most:,}, a whole number, got {shown(value)}"
         )
 
 
@@ -325,11 +382,13 @@ def _best(answer: Answer, count: int) -> Answer:
     return {**answer, "scores": dict(ranked)}
 
 
-def _not_text(value: Any) -> str:
-    return f"expected a text (str), got {_shown(value)}"
+def not_text(value: Any) -> str:
+    """What to say of a row that is no text."""
+    return f"expected a text (str), got {shown(value)}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value and its type, short, for a message."""
     if value is None:
         return "None (a missing value)"
     return f"{type(value).__name__} {value!r:.60}"

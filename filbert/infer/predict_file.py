@@ -55,7 +55,7 @@ class FileReport:
 
 
 def predict_file(
-    classifier: Classifier,
+    model: Any,
     source: str | PathLike[str],
     out: str | PathLike[str] | None = None,
     *,
@@ -64,20 +64,21 @@ def predict_file(
     format: str | None = None,
     encoding: str = "utf-8",
     header: bool | None = None,
-    all_scores: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     strict: bool = False,
     window: int = WINDOW,
     progress: bool = True,
+    **options: Any,
 ) -> FileReport:
     """Answer every row of `source` (any format that training reads) in `out`.
 
     `out` is JSONL, or CSV where its name ends in .csv; None writes JSONL to standard output. A
-    line holds `row`, the row's number in the input, counted from 1, and the answer of
-    `Classifier.__call__`, or `error`. Raises `UsageError` where `out` exists (`overwrite`), or
-    where a partial one is there that `resume` was not asked for or does not belong to;
-    where `out` is the input. With `resume` and nothing unfinished, it says so and does nothing.
+    line holds `row`, the row's number in the input, counted from 1, and the answer as the model's
+    `answer_rows` gives it for `options`, or `error`. CSV is for classifiers. Raises `UsageError`
+    where `out` exists (`overwrite`), or where a partial one is there that `resume` was not asked
+    for or does not belong to; where `out` is the input. With `resume` and nothing unfinished, it
+    says so and does nothing.
     `FilbertError` for an unreadable input, a full disk, or with `strict` for the first bad row.
     """
     reading: dict[str, Any] = {
@@ -87,17 +88,17 @@ def predict_file(
         "encoding": encoding,
         "header": header,
     }
-    if not classifier.manifest.pair and pair_column is not None:
+    if not model.manifest.pair and pair_column is not None:
         raise UsageError(f"--pair-column {pair_column}: this model takes one text, not pairs")
     rows = stream_texts(source, **reading)
-    if not classifier.manifest.pair:
+    if not model.manifest.pair:
         rows = _single(rows, source, named=text_column is not None)
     began = time.monotonic()
     if out is None:
         failed = _Failed()
         written = 0
         for block in windows(rows, window):
-            for answer in _answer(classifier, block, failed, all_scores, strict, source):
+            for answer in _answer(model, block, failed, options, strict, source):
                 sys.stdout.write(as_json_text(answer) + "\n")
             sys.stdout.flush()
             written += len(block)
@@ -108,10 +109,15 @@ def predict_file(
     target = Path(out)
     _check_not_the_input(target, source)
     sheet = target.suffix.lower() == ".csv"
+    if sheet and not isinstance(model, Classifier):
+        raise UsageError(
+            f"--out {out}: answers of the task {model.manifest.task} do not fit into a table; "
+            "name a .jsonl file"
+        )
     stamp = {
         "source": _stamp(source),
-        "model": _stamp(classifier.folder / "model.safetensors"),
-        "options": {**reading, "all_scores": all_scores, "csv": sheet},
+        "model": _stamp(model.folder / "model.safetensors"),
+        "options": {**reading, **options, "csv": sheet},
     }
     if resume and not overwrite and target.is_file() and not _partial(target).exists():
         with open(target, "rb") as file:
@@ -122,7 +128,7 @@ def predict_file(
     partial, done = _begin(target, stamp, resume=resume, overwrite=overwrite)
     if done:
         _say(f"going on after row {done:,} of {partial}")
-    line = _sheet_line(classifier, all_scores) if sheet else _json_line
+    line = _sheet_line(model, **options) if sheet else _json_line
     failed = _Failed()
     written = done
     try:
@@ -130,7 +136,7 @@ def predict_file(
             if sheet and not done and file.tell() == 0:
                 file.write(line(None))
             for block in windows(islice(rows, done, None), window):
-                answers = _answer(classifier, block, failed, all_scores, strict, source)
+                answers = _answer(model, block, failed, options, strict, source)
                 file.write(b"".join(line(answer) for answer in answers))
                 file.flush()
                 written += len(block)
@@ -182,18 +188,18 @@ class _Failed:
 
 
 def _answer(
-    classifier: Classifier,
+    model: Any,
     block: list[tuple[Row, Any, Any]],
     failed: _Failed,
-    all_scores: bool,
+    options: dict[str, Any],
     strict: bool,
     source: str | PathLike[str],
 ) -> list[Answer]:
     """Answers of a block of (row, text, second text): good ones together, bad ones told."""
-    rows = [(text, pair) if classifier.manifest.pair else text for _, text, pair in block]
-    problems = [classifier.problem(row) for row in rows]
+    rows = [(text, pair) if model.manifest.pair else text for _, text, pair in block]
+    problems = [model.problem(row) for row in rows]
     good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
-    answers = iter(classifier.answers(*classifier.split(good), all_scores=all_scores))
+    answers = iter(model.answer_rows(good, **options))
     out: list[Answer] = []
     for (row, _, _), problem in zip(block, problems, strict=True):
         if problem is None:
@@ -210,9 +216,9 @@ def _json_line(answer: Answer | None) -> bytes:
     return (json.dumps(answer, ensure_ascii=False) + "\n").encode()
 
 
-def _sheet_line(classifier: Classifier, all_scores: bool) -> Callable[[Answer | None], bytes]:
+def _sheet_line(model: Classifier, *, all_scores: bool = False) -> Callable[[Answer | None], bytes]:
     """A function from an answer (None: the header) to one line of CSV."""
-    manifest = classifier.manifest
+    manifest = model.manifest
     several = manifest.problem_type == "multi_label_classification"
     single = manifest.problem_type == "single_label_classification"
     columns = ["row"] + (["labels"] if several else ["label", "score"] if single else ["score"])

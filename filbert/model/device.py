@@ -7,10 +7,14 @@ elsewhere it is emulated and many times slower than float32.
 from __future__ import annotations
 
 import time
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from filbert.errors import UsageError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -87,3 +91,16 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
         torch.mm(left, right).sum().item()  # item() waits for a GPU
         best = min(best, time.perf_counter() - start)
     return 2 * PROBE_SIZE**3 / best / 1e9
+
+
+def for_inference(
+    model: Model, device: torch.device, dtype: torch.dtype, *, head: str | None = None
+) -> Model:
+    """Move `model` to where and how it computes answers. The module named `head` stays float32:
+    half-precision logits would tie the scores of like answers."""
+    model.to(device=device, dtype=dtype).eval()
+    if head is not None and dtype != torch.float32:
+        last = model.get_submodule(head)
+        last.float()
+        last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return model

@@ -194,16 +194,6 @@ def loss(
     )
 
 
-def for_inference(model: Classifier, device: torch.device, dtype: torch.dtype) -> Classifier:
-    """Move `model` to where and how it computes answers. The head stays float32: half-precision
-    logits would tie the scores of like answers."""
-    model = model.to(device=device, dtype=dtype).eval()
-    if dtype != torch.float32:
-        model.classifier.float()
-        model.classifier.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-    return model
-
-
 @torch.no_grad()
 def predict_logits(model: Classifier, encoded: Encoded, *, batch_tokens: int = 4096) -> Floats:
     """(examples, labels) float32, in input order, whatever the order of computation."""

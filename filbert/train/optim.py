@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from filbert.errors import FilbertError, UsageError
-from filbert.train.options import ClassifyOptions
+from filbert.train.options import TuneOptions
 from filbert.train.parallel import World
 from filbert.train.schedule import learning_rate
 from filbert.train.sharded import own_part, part_of, whole_of
@@ -387,7 +387,7 @@ def depth_below_head(name: str, layers: int) -> int:
     return layers + 1 if "embeddings" in name else 0
 
 
-def unused_row_factor(steps: int, *, total: int, options: ClassifyOptions, layers: int) -> float:
+def unused_row_factor(steps: int, *, total: int, options: TuneOptions, layers: int) -> float:
     """What `steps` updates make of an embedding row that never has a gradient: decay alone, as a
     factor; with EMA, of its average."""
     value = average = 1.0

@@ -21,7 +21,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 class RunOptions(BaseModel):
     """What every training run has: where to write, how to optimise, when to save, on what machine.
 
-    `ClassifyOptions` and `PretrainOptions` add what to learn from."""
+    `TuneOptions` and `PretrainOptions` add what to learn from."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -58,8 +58,8 @@ class RunOptions(BaseModel):
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")
 
 
-class ClassifyOptions(RunOptions):
-    """What to learn from, what to start with, how to train, where to write."""
+class TuneOptions(RunOptions):
+    """What every fine-tuning run has beyond it: what to learn from, what to start with."""
 
     # what to learn from
     data: str = Field(
@@ -69,24 +69,14 @@ class ClassifyOptions(RunOptions):
     test: str | None = Field(None, description="Test file, scored once at the end")
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of rows held out without --dev")
     limit: int | None = Field(None, gt=0, description="Use only the first N training rows")
-    text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
-    pair_column: str | None = Field(None, description="Column of the second text of a pair")
-    label_column: str | None = Field(None, description="Column of the label")
-    label_separator: str | None = Field(None, description="Several labels in one cell: their mark")
-    format: Literal["csv", "tsv", "jsonl", "parquet", "cola", "mrpc"] | None = Field(
-        None, description="File format (otherwise from the name)"
-    )
     encoding: str = Field("utf-8", description="Text encoding of the files")
-    header: bool | None = Field(None, description="First row holds the column names")
-    problem_type: ProblemType | None = Field(None, description="Kind of label (guessed if plain)")
 
-    # what to start with, where to write
+    # what to start with
     base: str = Field(description="Folder, hub name or installed name of the model to start from")
     revision: str | None = Field(None, description="Revision of a hub model")
 
     # texts
     max_length: int | None = Field(None, gt=2, description="Tokens in a window (model's limit)")
-    windows: bool = Field(True, description="Longer texts: several windows; else cut off")
     stride: int = Field(64, ge=0, description="Tokens that neighbouring windows share")
 
     # optimisation
@@ -94,17 +84,45 @@ class ClassifyOptions(RunOptions):
     batch_tokens: int = Field(1024, gt=0, description="Token budget of a batch")
     batch_size: int | None = Field(None, gt=0, description="At most this many examples in a batch")
     accumulate: int = Field(1, gt=0, description="Batches for each optimizer step")
-    class_weights: str = Field("none", description="none, balanced, or label=weight,label=weight")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Mass given to the other labels")
     seeds: int = Field(
         1, gt=0, le=10_000, description="Train this many seeds; report mean, deviation, best"
     )
 
-    # evaluation and files
+    # evaluation
     metric: str | None = Field(None, description="Score that picks the best checkpoint")
 
     # machine
     attention: Literal["packed", "sdpa", "eager"] = Field("packed", description="Attention path")
+
+
+class ClassifyOptions(TuneOptions):
+    """Labels for texts: columns, kind of label, weights."""
+
+    text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
+    pair_column: str | None = Field(None, description="Column of the second text of a pair")
+    label_column: str | None = Field(None, description="Column of the label")
+    label_separator: str | None = Field(None, description="Several labels in one cell: their mark")
+    format: Literal["csv", "tsv", "jsonl", "parquet", "cola", "mrpc"] | None = Field(
+        None, description="File format (otherwise from the name)"
+    )
+    header: bool | None = Field(None, description="First row holds the column names")
+    problem_type: ProblemType | None = Field(None, description="Kind of label (guessed if plain)")
+    windows: bool = Field(True, description="Longer texts: several windows; else cut off")
+    class_weights: str = Field("none", description="none, balanced, or label=weight,label=weight")
+
+    # distillation: filbert/tasks/distil.py
+    teacher: str | None = Field(None, description="Bundle whose answers are learned too")
+    unlabelled: str | None = Field(None, description="More texts, which only the teacher answers")
+    distil_weight: float = Field(
+        0.5, ge=0, le=1, description="Share of the teacher's answers in the loss"
+    )
+    distil_temperature: float = Field(
+        2.0, ge=0.1, le=100, description="Both answers are softened by it"
+    )
+    distil_hidden: float = Field(
+        0.0, ge=0, le=1000, description="Weight of the teacher's hidden states (0: not learned)"
+    )
 
 
 def parse_options(values: dict[str, Any], kind: type[Options], *, source: str) -> Options:

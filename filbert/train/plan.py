@@ -6,13 +6,13 @@ import math
 
 from filbert.data.packing import Ids, plan_epoch
 from filbert.train.loop import Progress, Work
-from filbert.train.options import ClassifyOptions
+from filbert.train.options import TuneOptions
 
 
 class Plan:
     """The batches of every step of every epoch; epochs may end in a fraction."""
 
-    def __init__(self, tokens: Ids, options: ClassifyOptions, seed: int) -> None:
+    def __init__(self, tokens: Ids, options: TuneOptions, seed: int) -> None:
         self.tokens, self.options, self.seed = tokens, options, seed
         self._epoch, self._batches = -1, list[Ids]()
         self.ends: list[int] = []  # the step at which each epoch ends

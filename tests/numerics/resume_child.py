@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+from filbert.train.classify import train_classify
 from filbert.train.options import ClassifyOptions
 from filbert.train.pretrain import pretrain
 from filbert.train.pretrain_options import PretrainOptions
-from filbert.train.run import train_classify
 
 LONGEST = 120.0
 

@@ -21,12 +21,12 @@ from filbert.tasks import pretrain as task
 from filbert.text import BertTokenizer
 from filbert.train import pretrain as layer
 from filbert.train import pretrain_plan, state
+from filbert.train.classify import train_classify
 from filbert.train.loop import Progress
 from filbert.train.options import parse_options
 from filbert.train.parallel import World
 from filbert.train.pretrain import pretrain
 from filbert.train.pretrain_options import PretrainOptions, seconds_of
-from filbert.train.run import train_classify
 from tests.tiny import VOCABULARY, reviews, save_base
 from tests.tiny_shards import WORDS, tiny_shards
 

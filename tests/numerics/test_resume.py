@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from filbert.errors import FilbertError, UsageError
 from filbert.train import state
+from filbert.train.classify import train_classify
 from filbert.train.options import ClassifyOptions
-from filbert.train.run import train_classify
 from tests.tiny import reviews, save_base
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -68,7 +68,7 @@ def unbroken(place: Path) -> Path:
 
 TRAIN = (
     "import json, sys; from filbert.train.options import ClassifyOptions;"
-    "from filbert.train.run import train_classify;"
+    "from filbert.train.classify import train_classify;"
     "train_classify(ClassifyOptions(**json.loads(sys.argv[1])), quiet=True)"
 )
 

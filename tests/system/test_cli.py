@@ -129,7 +129,7 @@ def test_completion_knows_the_training_options() -> None:
     done = process(
         _FILBERT_COMPLETE="complete_bash", COMP_WORDS="filbert train classify --lab", COMP_CWORD="3"
     )
-    assert done.stdout.split() == ["--label-column", "--label-separator", "--label-smoothing"]
+    assert done.stdout.split() == ["--label-smoothing", "--label-column", "--label-separator"]
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_completion_knows_the_training_options() -> None:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[ClassifyOptions]:
     """Catches the options that reach training, instead of training."""
-    import filbert.train.run as layer
+    import filbert.train.classify as layer
 
     seen: list[ClassifyOptions] = []
 

@@ -14,8 +14,8 @@ import torch
 from filbert import load
 from filbert.bundle import open_bundle, read_manifest
 from filbert.errors import FilbertError, UsageError
+from filbert.train.classify import TrainResult, train_classify
 from filbert.train.options import ClassifyOptions, parse_options
-from filbert.train.run import TrainResult, train_classify
 from tests.tiny import WORDS, reviews, save_base
 
 
