@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from filbert.atomic import write_file
-from filbert.train.report_inputs import NAMES, TASKS, Run, main_score, number, read_run
+from filbert.train.report_inputs import (
+    NAMES,
+    OTHER_TASKS,
+    TASKS,
+    Run,
+    main_score,
+    number,
+    read_run,
+)
 from filbert.train.report_parts import heat_css, shown, table
 from filbert.train.report_sections import (
     absent,
@@ -60,6 +68,10 @@ def page(run: Run) -> str:
         sections.append(section("Evaluation", absent(run, "evaluation.json", "the end of a run")))
     elif kind == "regression":
         sections += [predictions(run), worst(run)]
+    elif run.task in OTHER_TASKS:  # what the evaluation of this one has
+        has = run.evaluation
+        sections += [by_class(run)] if has.get("per_class") else []
+        sections += [worst(run)] if has.get("worst") else []
     else:
         sections += [confusion(run), by_class(run), calibration(run), worst(run)]
     sections += [settings(run), environment(run)]
@@ -90,7 +102,9 @@ def header(run: Run) -> str:
     rows = number(run.evaluation.get("rows"))
     facts = {
         **pretraining_facts(run, origin),
-        "Task": "Pre-training" if run.pretrains else TASKS.get(run.problem_type),
+        "Task": "Pre-training"
+        if run.pretrains
+        else {**TASKS, **OTHER_TASKS}.get(run.problem_type or run.task),
         "Classes": f"{len(labels):,}" if isinstance(labels, list) and labels else None,
         "Base model": run.recipe.get("base") or origin.get("base"),
         "Training data": data,

@@ -43,6 +43,13 @@ TASKS = {
     "multi_label_classification": "Classification, several labels a text",
     "regression": "Regression",
 }
+OTHER_TASKS = {
+    "answer": "Question answering",
+    "embed": "Sentence vectors",
+    "summarize": "Summaries",
+    "tag": "Entities and other labels of words",
+    "translate": "Translation",
+}
 
 
 @dataclass
@@ -62,6 +69,11 @@ class Run:
     def pretrains(self) -> bool:
         """Whether this is a run of pre-training: its recipe alone has an objective."""
         return "objective" in self.recipe
+
+    @property
+    def task(self) -> str:
+        """The task that the bundle names."""
+        return str(self.manifest.get("task", ""))
 
     @property
     def problem_type(self) -> str:
