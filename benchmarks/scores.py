@@ -9,9 +9,14 @@ Run (needs `pip install 'filbert[demo]'` and the data; README.md here tells its 
     python benchmarks/scores.py --data-root DIR --out runs/scores
     python benchmarks/scores.py --data-root DIR --out runs/scores --only sms-spam rte --seeds 1
 
+    python benchmarks/scores.py --data-root DIR --only mini-sst2 --random   # without pre-training
+
+`--random` starts from random weights of the architecture of the recipe's base, another draw with
+each seed, so that the difference tells what pre-training gave.
+
 All of it takes hours on a laptop. Stop it at any moment: the same command goes on where it was.
 A finished run leaves a JSON file in OUT and is not repeated unless its recipe changed. The table
-stands in OUT/scores.md, all figures in OUT/scores.json.
+stands in OUT/scores.md, all figures in OUT/scores.json (with --random: scores-random).
 
 What the scores mean:
 
@@ -74,7 +79,11 @@ TASKS = {
         "banking77/train.csv", "banking77/test.csv", ("accuracy", "f1_macro"), is_dev=False
     ),
     "agnews": Task("agnews/train.tsv", "agnews/test.tsv", ("accuracy", "f1_macro"), is_dev=False),
+    "mini-chnsenticorp": Task("chnsenticorp/train.tsv", "chnsenticorp/dev.tsv", ("accuracy",)),
+    "mini-tnews": Task("tnews/train.tsv", "tnews/dev.tsv", ("accuracy",)),
 }
+# the recipes of the models that filbert carries: the same files, another base
+TASKS |= {f"mini-{name}": TASKS[name] for name in ("sst2", "mrpc", "rte", "cola", "stsb")}
 
 
 def split_sms(source: Path, folder: Path, recipe: dict[str, Any]) -> tuple[Path, Path]:
@@ -98,6 +107,22 @@ def split_sms(source: Path, folder: Path, recipe: dict[str, Any]) -> tuple[Path,
             writer.writerow([text, label])
             writer.writerows(zip(part.texts, part.labels, strict=True))
     return train, test
+
+
+def random_base(name: str, seed: int, folder: Path) -> Path:
+    """A folder with the architecture and the vocabulary of a model, and random weights."""
+    import torch
+
+    from filbert.bundle import open_bundle
+
+    out = folder / f"random-{name}-{seed}"
+    if not (out / "model.safetensors").exists():
+        bundle = open_bundle(name)
+        torch.manual_seed(seed)
+        drawn = type(bundle.model)(bundle.model.config)
+        bundle.tokenizer.save_pretrained(out)
+        drawn.save_pretrained(out)
+    return out
 
 
 def filbert(verb: Sequence[str], *, quiet: bool) -> dict[str, Any]:
@@ -161,6 +186,8 @@ def run_once(
     verb = ["train", "classify", "--recipe", str(ROOT / "recipes" / f"{name}.toml")]
     verb += ["--data", str(train), "--dev" if task.is_dev else "--test", str(scored)]
     verb += ["--seed", str(seed), "--out", str(out), "--encoding", read.get("encoding", "utf-8")]
+    if options.random:
+        verb += ["--base", str(random_base(recipe["base"], seed, options.out))]
     if out.exists():  # it was stopped half-way, or before it was evaluated
         verb.append("--resume")
     machine = ["--threads", str(options.threads)]
@@ -215,6 +242,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run (all)")
+    parser.add_argument("--random", action="store_true", help="start from random weights")
     parser.add_argument("--keep", action="store_true", help="keep the trained bundles (90 MB each)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(arguments)
@@ -223,7 +251,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def folder_of(name: str, recipe: dict[str, Any], seed: int | str, options: Any) -> Path:
     """The folder of a run. Its name follows the recipe's values: another recipe is another run."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
-    return options.out / f"{name}-{digest}-seed{seed}"
+    start = "-random" if options.random else ""
+    return options.out / f"{name}{start}-{digest}-seed{seed}"
 
 
 def write_tables(recipes: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
@@ -237,10 +266,14 @@ def write_tables(recipes: dict[str, dict[str, Any]], options: argparse.Namespace
     ]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in found]
     text = f"{table(records)}\n\n{NOTES}\n"
-    (options.out / "scores.md").write_text(text, encoding="utf-8")
+    (options.out / f"scores{'-random' if options.random else ''}.md").write_text(
+        text, encoding="utf-8"
+    )
     report = {"machine": describe_machine(options.threads), "runs": records}
     content = json.dumps(report, indent=2) + "\n"
-    (options.out / "scores.json").write_text(content, encoding="utf-8")
+    (options.out / f"scores{'-random' if options.random else ''}.json").write_text(
+        content, encoding="utf-8"
+    )
     return text
 
 

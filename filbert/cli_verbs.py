@@ -68,18 +68,24 @@ def parse(values: dict[str, Any], recipe: str | None, model: type[Any], *, verb:
     return parse_options(given, model, source=recipe or verb)
 
 
-def _train_classify(options: Any, as_json: bool) -> None:
-    from filbert.train.classify import train_classify
+def trainer(where: str, then: str) -> Callable[[Any, bool], None]:
+    """What carries out `filbert train TASK`. `where`: module:function, called with the options;
+    `then`: what to type next, with {out} in it."""
 
-    result = train_classify(options, quiet=False)
-    if as_json:
-        shown = {name: getattr(result, name) for name in ("scores", "best_step", "steps", "seeds")}
-        print_json({"out": str(result.out), **shown, "seconds": round(result.seconds, 3)})
-        return
-    if len(result.seeds) > 1:
-        print(f"mean of {len(result.seeds)} seeds; each of them: {result.out}/seeds.json")
-    print_scores(result)
-    print(f'next: filbert predict {result.out} "a text of yours"')
+    def run(options: Any, as_json: bool) -> None:
+        module, name = where.split(":")
+        result = getattr(import_module(module), name)(options, quiet=False)
+        if as_json:
+            names = ("scores", "best_step", "steps", "seeds")
+            shown = {name: getattr(result, name) for name in names}
+            print_json({"out": str(result.out), **shown, "seconds": round(result.seconds, 3)})
+            return
+        if len(result.seeds) > 1:
+            print(f"mean of {len(result.seeds)} seeds; each of them: {result.out}/seeds.json")
+        print_scores(result)
+        print("next: " + then.format(out=result.out))
+
+    return run
 
 
 def _pretrain(options: Any, as_json: bool) -> None:
@@ -187,7 +193,7 @@ VERBS = (
         "classify",
         "Fine-tune a classifier: one label, several labels or a number for a text or a pair.",
         "filbert.train.options:ClassifyOptions",
-        _train_classify,
+        trainer("filbert.train.classify:train_classify", 'filbert predict {out} "a text of yours"'),
         group="train",
     ),
     Verb(
