@@ -147,8 +147,8 @@ def train_with_filbert(job: Job) -> dict[str, Any]:
     """filbert through its public function; the same figures as for the peer."""
     from filbert.tasks import classify
     from filbert.text import BertTokenizer
-    from filbert.train.options import ClassifyOptions, parse_options
     from filbert.train.classify import train_classify
+    from filbert.train.options import ClassifyOptions, parse_options
 
     same = {"base", "dev", "out", "epochs", "batch_tokens", "lr", "warmup", "weight_decay"}
     same |= {"clip", "seed", "max_length", "threads"}

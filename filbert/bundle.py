@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from filbert.atomic import write_file
 from filbert.errors import FilbertError
-from filbert.model.config import EncoderConfig
+from filbert.model.config import EncoderConfig, read_values
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.pretrained import PretrainedModel
+from filbert.model.seq2seq_config import Seq2SeqConfig
 from filbert.sources import resolve
 from filbert.text import BertTokenizer
 
@@ -96,7 +97,7 @@ def open_bundle(name: str | PathLike[str], *, revision: str | None = None) -> Bu
     """
     folder = resolve(name, revision=revision)
     manifest = read_manifest(folder)
-    config = read_any_config(folder)
+    config = read_config(folder)
     model = architecture(config).from_pretrained(folder)
     tokenizer = BertTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer, config, source=str(folder))
@@ -113,9 +114,17 @@ def check_tokenizer(tokenizer: BertTokenizer, config: EncoderConfig, *, source: 
         )
 
 
+def read_config(folder: Path) -> EncoderConfig:
+    """The configuration of an encoder, or of an encoder-decoder."""
+    values, _ = read_values(folder)
+    if isinstance(values, dict) and values.get("model_type") == Seq2SeqConfig.kind:
+        return Seq2SeqConfig.from_folder(folder)
+    return read_any_config(folder)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """`filbert.json`, or what `config.json` lets us say where there is none."""
-    config = read_any_config(folder)
+    config = read_config(folder)
     tasks = tasks_of(config)
     path = folder / MANIFEST
     if not path.is_file():

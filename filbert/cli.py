@@ -15,15 +15,15 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial, wraps
-from itertools import tee
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
 from filbert import __version__
-from filbert.cli_verbs import VERBS, print_json
+from filbert.cli_options import print_json
+from filbert.cli_verbs import VERBS
 from filbert.errors import FilbertError, UsageError
 
 # what to do about an OSError that nothing nearer to its cause has put into words
@@ -50,27 +50,6 @@ app = make(help="Train, use and look into BERT models.")
 train = make(help="Fine-tune a model on labelled rows.")
 app.add_typer(train, name="train")
 
-Bundle = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="Folder of a trained model, or its name")
-]
-Data = Annotated[
-    str, typer.Option("--data", metavar="FILE", help="Labelled rows: CSV, TSV, JSONL, Parquet, .gz")
-]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the text (guessed if plain)")]
-PairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the label (guessed if plain)")]
-Separator = Annotated[str | None, typer.Option(help="Several labels in one cell: their mark")]
-Format = Annotated[
-    str | None, typer.Option(help="csv, tsv, jsonl, parquet, cola, mrpc (else from the name)")
-]
-Encoding = Annotated[str, typer.Option(help="Text encoding of the file")]
-Header = Annotated[
-    bool | None, typer.Option("--header/--no-header", help="First row holds the column names")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Precision = Annotated[str, typer.Option(help="auto, float32 or bf16")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens computed at once")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 
 
@@ -185,138 +164,6 @@ def add_verbs(typed: list[str]) -> None:
         full = everything or verb.name in typed
         command = guarded(verb.command()) if full else lambda: None
         place.command(verb.name, help=verb.help)(command)
-
-
-@app.command()
-@guarded
-def predict(
-    bundle: Bundle,
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; none: standard input, one a line"),
-    ] = None,
-    pair: Annotated[str | None, typer.Option(help="Second text, for a model of pairs")] = None,
-    file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Answer every row of a file")
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Where to (.jsonl or .csv); none: standard output"),
-    ] = None,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    format: Format = None,
-    encoding: Encoding = "utf-8",
-    header: Header = None,
-    all_scores: Annotated[
-        bool, typer.Option("--all-scores", help="The score of every label")
-    ] = False,
-    as_json: Json = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished --out")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at a row without a text")] = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_tokens: BatchTokens = 4096,
-    threads: Threads = None,
-) -> None:
-    """Label texts, standard input or a file."""
-    if file is not None and texts:
-        raise UsageError("give texts or --file, not both")
-    if file is None and (out is not None or resume):
-        raise UsageError("--out and --resume belong to --file")
-    if pair is not None and len(texts or []) != 1:
-        raise UsageError("--pair goes with exactly one text")
-    from filbert.infer.predict import WINDOW, as_json_text, load, stream, typed_rows
-
-    model = load(
-        bundle, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
-    )
-    options = given_options(model, all_scores=all_scores or None)
-    if file is not None:
-        from filbert.infer.predict_file import predict_file
-
-        report = predict_file(
-            model,
-            file,
-            out,
-            text_column=text_column,
-            pair_column=pair_column,
-            format=format,
-            encoding=encoding,
-            header=header,
-            resume=resume,
-            overwrite=overwrite,
-            strict=strict,
-            **options,
-        )
-        print(report.summary(out), file=sys.stderr)
-        return
-    rows: Iterable[Any] = texts or typed_rows(sys.stdin, pairs=model.manifest.pair)
-    if pair is not None:
-        rows = [(texts[0], pair)] if texts else []
-    alone = texts is not None and len(texts) == 1
-    mine, theirs = tee(rows)
-    window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
-    answers = stream(model, theirs, window=window, **options)
-    for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
-        print(as_json_text(answer) if as_json else model.line(answer, None if alone else row))
-
-
-def given_options(model: Any, **options: Any) -> dict[str, Any]:
-    """The options that were typed (not None); `UsageError` for one that this model does not have"""
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if name not in model.OPTIONS:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is not for a model of the task {model.manifest.task}"
-            )
-    return given
-
-
-@app.command()
-@guarded
-def evaluate(
-    bundle: Bundle,
-    data: Data,
-    text_column: TextColumn = None,
-    pair_column: PairColumn = None,
-    label_column: LabelColumn = None,
-    label_separator: Separator = None,
-    format: Format = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Text encoding of the file [default: utf-8]")
-    ] = None,
-    header: Header = None,
-    worst: Annotated[
-        int | None, typer.Option(help="How many of the surest mistakes to show [default: 5]")
-    ] = None,
-    as_json: Json = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_tokens: BatchTokens = 4096,
-    threads: Threads = None,
-) -> None:
-    """Score a model on labelled rows."""
-    from filbert.infer import evaluate as layer
-
-    options = {
-        "text_column": text_column, "pair_column": pair_column, "label_column": label_column,
-        "label_separator": label_separator, "format": format, "header": header, "worst": worst,
-        "encoding": encoding,
-    }  # fmt: skip
-    result = layer.evaluate(
-        bundle, data, device=device, precision=precision, batch_tokens=batch_tokens,
-        threads=threads, **{name: value for name, value in options.items() if value is not None},
-    )  # fmt: skip
-    if as_json:
-        print_json(result)
-        return
-    from rich.console import Console
-
-    Console().print(layer.evaluation_table(result))
 
 
 @app.command()

@@ -12,8 +12,10 @@ Building them needs pydantic, therefore `filbert/cli.py` does it for the verb th
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -31,24 +33,31 @@ def command_from_fields(
     run: Run,
     *,
     help: str,
-    argument: str | None = None,
+    arguments: Sequence[str] = (),
+    recipes: bool = True,
     instead: dict[str, str] | None = None,
 ) -> Callable[..., None]:
     """A function that typer reads as a command with one option for each field of `model`.
 
     It calls `run(values, recipe, as_json)`: the values that were typed, by field name, the
-    recipe's path or None, and whether `--json` was given. `argument` names what may be typed
-    without an option: a field that is a list, or "recipe". `instead`: further options, each with
-    its help, that are no fields; they name a folder.
+    recipe's path or None, and whether `--json` was given. `arguments` name what is typed without an
+    option, in this order: fields that are a text or, the last one, a list; or "recipe". `recipes`:
+    whether there is a --recipe at all. `instead`: further options, each with its help, that are no
+    fields; they name a folder.
     """
-    recipe: Any = typer.Option("--recipe", metavar="FILE", help=RECIPE)
-    if argument == "recipe":
-        recipe = typer.Argument(metavar="RECIPE", help=RECIPE)
-    options: dict[str, Any] = {"recipe": Annotated[str | None, recipe]}
+    options: dict[str, Any] = {}
+    for name in arguments:
+        field = model.model_fields.get(name)
+        shown: Any = typer.Argument(
+            metavar=name.upper(), help=RECIPE if field is None else field.description
+        )
+        several = field is not None and get_origin(field.annotation) is list
+        options[name] = Annotated[list[str] | None if several else str | None, shown]
+    if recipes and "recipe" not in arguments:
+        recipe: Any = typer.Option("--recipe", metavar="FILE", help=RECIPE)
+        options["recipe"] = Annotated[str | None, recipe]
     for name, field in model.model_fields.items():
-        if name == argument:
-            shown = typer.Argument(metavar=name.upper(), help=field.description)
-            options[name] = Annotated[list[str] | None, shown]
+        if name in arguments:
             continue
         options[name] = Annotated[
             optional(plain(field.annotation)),
@@ -65,7 +74,7 @@ def command_from_fields(
     options["as_json"] = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 
     def command(**typed: Any) -> None:
-        recipe, as_json = typed.pop("recipe"), typed.pop("as_json")
+        recipe, as_json = typed.pop("recipe", None), typed.pop("as_json")
         given = {name: value for name, value in typed.items() if value not in (None, [])}
         run(given, recipe, as_json)
 
@@ -126,3 +135,9 @@ def default_text(field: FieldInfo) -> str:
     if isinstance(field.default, bool):
         return " [on]" if field.default else " [off]"
     return f" [{field.default}]"
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON that any output encoding can hold."""
+    plain = "utf" not in (sys.stdout.encoding or "utf-8").lower()  # stays JSON in any encoding
+    print(json.dumps(value, ensure_ascii=plain, indent=2, default=str))

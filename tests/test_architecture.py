@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A new module directly under filbert/ gets its place here, with the reason in docs/decisions.md.
 LAYERS: list[set[str]] = [
     {"errors"},
+    {"recipes"},  # options read and checked
     {"atomic", "layout", "hub", "sources"},  # files, and where a model's name leads
     {"text"},
     {"data"},
@@ -32,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"serve"},
     {"demo", "doctor"},
     {"cli_options"},
+    {"cli_predict"},
     {"cli_verbs"},
     {"cli"},
     {"__main__"},
@@ -42,7 +44,10 @@ STRANGERS = [{"train", "infer"}]
 # Imports for type hints alone that go against the order, each with its reason.
 ALLOWED_FOR_TYPES = {
     # a task's decode() reads labels, thresholds and temperature off the manifest it is handed
-    ("filbert.tasks.classify", "filbert.bundle"),
+    *(
+        (f"filbert.tasks.{task}", "filbert.bundle")
+        for task in ("answer", "classify", "distil", "embed", "rank", "tag")
+    ),
 }
 
 # Modules that load fast: what they import at module level, directly or not, holds none of HEAVY.

@@ -7,7 +7,8 @@
             meter.next_file()
 
 Bytes of the files as they lie on the disk, compressed or not, so that the end is known before the
-beginning. It goes to standard error: standard output is for results.
+beginning. Rate and time left are of this call: what an earlier one did counts as done alone. It
+goes to standard error: standard output is for results.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ LINE_SECONDS = 30.0  # between two plain lines
 
 
 class Meter:
-    """How far a reader is within `files`; a context manager. `quiet`: nothing is shown."""
+    """How far a reader is within `files`; a context manager. `quiet`: nothing is shown. `resumed`:
+    work goes on somewhere behind the beginning, and the first place that is told is where."""
 
-    def __init__(self, title: str, files: Sequence[str], *, quiet: bool) -> None:
+    def __init__(
+        self, title: str, files: Sequence[str], *, quiet: bool, resumed: bool = False
+    ) -> None:
         self.title = title
         try:
             self._sizes = [os.path.getsize(file) for file in files]
@@ -43,6 +47,7 @@ class Meter:
             raise FilbertError(f"cannot read {error.filename}: {error.strerror or error}") from None
         self.total = sum(self._sizes)
         self.done = 0
+        self._begun: int | None = None if resumed else 0
         self._file = self._before = 0
         self._quiet = quiet
         self._console = Console(stderr=True)
@@ -75,19 +80,26 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
-    def at(self, place: int) -> None:
-        """The reader has read `place` bytes of the file at hand."""
+    def at(self, place: int, *, found: str = "") -> None:
+        """The reader has read `place` bytes of the file at hand (of all, if `next_file` is not
+        used). found: what it holds so far, in words."""
         self.done = self._before + place
+        if self._begun is None:
+            self._begun = self.done
+            if self._bar is not None:
+                self._bar.reset(self._bar.task_ids[0], total=self.total, completed=self.done)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done)
+            title = f"{self.title}: {found}" if found else self.title
+            self._bar.update(self._bar.task_ids[0], completed=self.done, description=title)
         elif not self._quiet and time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
-            seconds = max(self._told - self._started, 1e-9)
-            left = seconds * (self.total - self.done) / max(self.done, 1)
+            rate = (self.done - self._begun) / max(self._told - self._started, 1e-9)
+            left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "time left unknown"
             share = self.done / max(self.total, 1)
             self.message(
                 f"{self.title}: {share:.0%} of {self.total / 1e6:,.1f} MB, "
-                f"{self.done / seconds / 1e6:,.1f} MB/s, {left:,.0f} s left"
+                + (f"{found}, " if found else "")
+                + f"{rate / 1e6:,.1f} MB/s, {left}"
             )
 
     def message(self, text: str) -> None:

@@ -33,11 +33,11 @@ from filbert.atomic import clear_leftovers, locked, replace_folder, write_file
 from filbert.data.corpus import corpus_files
 from filbert.data.draws import key_of, mixed
 from filbert.data.duplicates import VALUES, EqualDocuments, NearDuplicates, Sketch, rows_of_bands
+from filbert.data.meter import Meter
 from filbert.data.prepare_chunk import Chunk, ChunkPlan
 from filbert.data.prepare_feed import Feed, Place, chunks_of, fingerprints, results
 from filbert.data.prepare_folder import check_folder, clear, clear_shards, refuse_changes
 from filbert.data.prepare_options import FREE, PrepareOptions
-from filbert.data.prepare_progress import Meter
 from filbert.data.prepare_work import WORK, Streams, read_state, write_shard
 from filbert.data.shards import (
     FORMAT,
@@ -54,11 +54,11 @@ from filbert.data.shards import (
 )  # fmt: skip
 from filbert.errors import FilbertError, UsageError, missing_extra
 from filbert.text import BertTokenizer
+from filbert.text.extend import is_chinese
 
 COMMIT_SECONDS = 10.0  # between notes of how far it is
 _BEGIN = Place(0, 0)
 _CHUNK = 400_000  # characters that one process takes at a time
-_CHINESE = 1000  # single Chinese characters from which a vocabulary counts as Chinese
 
 
 def prepare(options: PrepareOptions, *, quiet: bool = False) -> Manifest:
@@ -136,7 +136,7 @@ def _gather(
     processes = options.processes or _usable_cores()
     last = time.monotonic()
     with (
-        Meter(files, shown=not quiet) as meter,
+        Meter("prepare", files, quiet=quiet, resumed=gathered.state is not None) as meter,
         closing(results(chunks_of(feed, gathered.place), plan, processes)) as finished,
     ):
         for place, behind, chunk in finished:
@@ -145,7 +145,9 @@ def _gather(
             if wrote or time.monotonic() - last >= COMMIT_SECONDS:
                 gathered.commit()
                 last = time.monotonic()
-            meter.update(behind, gathered.counts)
+            counts = gathered.counts
+            found = f"{counts.documents:,} documents, {counts.tokens / 1e6:,.1f} M tokens"
+            meter.at(behind, found=found)
 
 
 @dataclass
@@ -327,8 +329,7 @@ def _marks_chinese(options: PrepareOptions, tokenizer: BertTokenizer) -> bool:
     """Whether the words of Chinese text are marked."""
     if options.words != "auto":
         return options.words == "chinese"
-    tokens = tokenizer.get_vocab()
-    return sum(len(t) == 1 and "\u3400" <= t <= "\u9fff" for t in tokens) >= _CHINESE
+    return is_chinese(tokenizer)
 
 
 def _told_options(options: PrepareOptions, files: list[str]) -> dict[str, Any]:

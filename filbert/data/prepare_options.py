@@ -5,11 +5,9 @@ Imports nothing heavy: the command line reads it to print its help.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from filbert.errors import UsageError, did_you_mean
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class PrepareOptions(BaseModel):
@@ -61,21 +59,3 @@ class PrepareOptions(BaseModel):
 
 # Options that do not change a byte of the result.
 FREE = frozenset({"out", "overwrite", "processes"})
-
-
-def parse_prepare_options(values: dict[str, Any]) -> PrepareOptions:
-    """Validate `values`; `UsageError` names the wrong key, its neighbour or the wrong value."""
-    try:
-        return PrepareOptions(**values)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                hint = did_you_mean(key, PrepareOptions.model_fields)
-                lines.append(f"unknown option '{key}'.{hint}")
-            elif item["type"] == "missing":
-                lines.append(f"'{key}' is required")
-            else:
-                lines.append(f"'{key}' = {item['input']!r}: {item['msg']}")
-        raise UsageError("; ".join(lines)) from None

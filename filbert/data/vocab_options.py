@@ -22,13 +22,19 @@ class VocabOptions(BaseModel):
     overwrite: bool = Field(False, description="Replace the vocabulary in the output folder")
 
     # what becomes a token
+    extend: str | None = Field(
+        None, min_length=1, description="Model whose words come first, new ones behind them"
+    )
     size: int = Field(30522, ge=6, le=1 << 22, description="Tokens in the vocabulary")
-    kind: Literal["uncased", "cased", "chinese"] = Field(
-        "uncased", description="Letters as written, or lower-cased; Chinese is lower-cased"
+    kind: Literal["uncased", "cased", "chinese"] | None = Field(
+        None,
+        description="Letters as written, or lower-cased (Chinese too) [uncased, or the base's]",
     )
     min_frequency: int = Field(2, ge=1, description="Rarest letter or piece that becomes a token")
     limit_alphabet: int | None = Field(
-        None, ge=1, description="Most letters [1000; Chinese: three quarters of the size]"
+        None,
+        ge=1,
+        description="Most letters [1000; Chinese: 3/4 of the size; of what is new 3/4 or 1/4]",
     )
     unused: int = Field(
         0, ge=0, le=100_000, description="[unusedN] tokens; from 99 on, ids as in Google's releases"

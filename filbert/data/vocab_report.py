@@ -85,17 +85,26 @@ def _share(part: int, whole: int) -> float:
 
 
 def coverage_lines(report: Mapping[str, Any]) -> list[str]:
-    """The report of a vocabulary as people read it."""
-    found = report["coverage"]
+    """The report of a vocabulary as people read it; where one was extended, the old figures too."""
+    found, before = report["coverage"], report.get("coverage_before")
+
+    def told(name: str, form: str, unit: str = "") -> str:
+        was = "" if before is None else f"  (before: {before[name]:{form}})"
+        return f"{found[name]:{form}}{unit}{was}"
+
+    new = f"{report['new_tokens']:,} of them new, " if "new_tokens" in report else ""
     rows = [
-        ("tokens", f"{report['tokens']:,} ({report['letters']:,} letters)"),
+        ("tokens", f"{report['tokens']:,} ({new}{report['letters']:,} letters)"),
         ("read", f"{report['documents']:,} documents, {report['words']:,} words"),
-        ("tokens a word", f"{found['tokens_per_word']:.3f}"),
-        ("tokens a character", f"{found['tokens_per_character']:.3f}"),
-        ("words kept whole", f"{found['whole_words']:.2%}"),
-        ("unknown", f"{found['unknown_tokens']:.3%} of tokens"),
-        ("", f"{found['unknown_characters']:.3%} of characters"),
-        ("longest words", " ".join(report["longest_tokens"][:6])),
+        ("tokens a word", told("tokens_per_word", ".3f")),
+        ("tokens a character", told("tokens_per_character", ".3f")),
+        ("words kept whole", told("whole_words", ".2%")),
+        ("unknown", told("unknown_tokens", ".3%", " of tokens")),
+        ("", told("unknown_characters", ".3%", " of characters")),
+        (
+            "longest words" if before is None else "longest new",
+            " ".join(report["longest_tokens"][:6]),
+        ),
         ("most split", ", ".join(" ".join(pieces) for pieces in report["most_split"][:4])),
     ]
     if found["frequent_unknown"]:

@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from filbert.errors import FilbertError
 from filbert.model.activation import ACTIVATION
 from filbert.model.attention import PackedLayout, PaddedLayout, attention
 from filbert.model.config import BertConfig
 from filbert.model.dropout import dropout
-from filbert.model.inputs import Layout, check_ids, check_places, check_shape, lay_out
+from filbert.model.inputs import Layout, open_inputs
 from filbert.model.losses import label_loss, token_loss
 from filbert.model.outputs import ModelOutput
 from filbert.model.pretrained import PretrainedModel
@@ -35,6 +34,7 @@ __all__ = [
     "BertForMaskedLM",
     "BertForPreTraining",
     "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
 ]
 
@@ -260,20 +260,14 @@ class BertModel(PretrainedModel):
         `output_hidden_states`.
         Raises `FilbertError` for ids outside the vocabulary or a text over the model's length.
         """
-        words = self._look_up(input_ids, inputs_embeds)  # (..., embedding)
-        shape, device = words.shape[:-1], words.device
-        layout, places = lay_out(
-            shape,
-            device,
-            lengths=lengths,
-            attention_mask=attention_mask,
-            output_attentions=output_attentions,
-            path=self.attention_path,
+        words, layout, places = open_inputs(
+            self.embeddings.word_embeddings, vocab_size=self.config.vocab_size,
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+            token_type_ids=token_type_ids, position_ids=position_ids, lengths=lengths,
+            predict_at=predict_at, first_only=first_only, path=self.attention_path,
+            output_hidden_states=output_hidden_states, output_attentions=output_attentions,
             longest_allowed=self.config.max_position_embeddings,
-        )
-        check_shape(token_type_ids, shape)
-        check_shape(position_ids, shape)
-        check_places(predict_at, lengths, others=first_only or output_hidden_states)
+        )  # fmt: skip
         only, wanted = None, predict_at
         if isinstance(layout, PackedLayout):
             if first_only and not output_hidden_states:
@@ -281,9 +275,8 @@ class BertModel(PretrainedModel):
             if wanted is not None and self.pooler is not None:
                 wanted = torch.cat([layout.first, wanted])
         if token_type_ids is None:
-            token_type_ids = torch.zeros(shape, dtype=torch.int64, device=device)
-        position_ids = places if position_ids is None else position_ids
-        hidden = self.embeddings(words, token_type_ids, position_ids)  # (..., hidden)
+            token_type_ids = torch.zeros(words.shape[:-1], dtype=torch.int64, device=words.device)
+        hidden = self.embeddings(words, token_type_ids, places)  # (..., hidden)
         hidden, states, maps = self.encoder(
             hidden, layout, keep_states=output_hidden_states, first=only, wanted=wanted
         )
@@ -303,16 +296,6 @@ class BertModel(PretrainedModel):
             hidden_states=states,
             attentions=maps if output_attentions else None,
         )
-
-    def _look_up(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise FilbertError("give either input_ids or inputs_embeds")
-        if input_ids is None:
-            assert inputs_embeds is not None
-            return inputs_embeds
-        check_ids(input_ids, vocab_size=self.config.vocab_size)
-        words: Tensor = self.embeddings.word_embeddings(input_ids)
-        return words
 
 
 class BertLMHead(nn.Module):
@@ -461,6 +444,32 @@ class BertForSequenceClassification(PretrainedModel):
         )
         return ModelOutput(
             loss=None if labels is None else label_loss(logits, labels, self.config),
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+class BertForTokenClassification(PretrainedModel):
+    """A label for each token: dropout and one layer on its state (BERT paper, section 5.3)."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        own = config.classifier_dropout
+        self.dropout_prob = config.hidden_dropout_prob if own is None else own
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.initialise()
+
+    def forward(self, *inputs: Tensor, labels: Tensor | None = None, **options: Any) -> ModelOutput:
+        """Takes what `BertModel.forward` takes, and `labels`, shaped as `logits` but for the last
+        axis, -100 where nothing is learned. Returns `loss` if they are given, `logits`
+        (..., labels): of all tokens, or with `predict_at` (n,) of those alone."""
+        out = self.bert(*inputs, **options)
+        states = dropout(out.last_hidden_state, self.dropout_prob if self.training else 0.0)
+        logits = self.classifier(states)
+        return ModelOutput(
+            loss=None if labels is None else token_loss(logits, labels),
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,

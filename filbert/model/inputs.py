@@ -8,13 +8,66 @@ Both encoders accept the same and complain in the same words.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from filbert.errors import FilbertError
 from filbert.model.attention import PackedLayout, PaddedLayout, pack_layout
 
 Layout = PaddedLayout | PackedLayout
+
+
+class Inputs(NamedTuple):
+    """What an encoder begins with: `words` (..., embedding), the layout for attention, and each
+    token's place in its text, (...) int64."""
+
+    words: Tensor
+    layout: Layout
+    places: Tensor
+
+
+def open_inputs(
+    embedding: nn.Module,
+    *,
+    vocab_size: int,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    lengths: Tensor | None,
+    predict_at: Tensor | None,
+    first_only: bool,
+    output_hidden_states: bool,
+    output_attentions: bool,
+    path: str,
+    longest_allowed: int,
+) -> Inputs:
+    """The head of every encoder's `forward`, which names these arguments alike: look words up in
+    `embedding`, lay the batch out, hold the rest to its shape. Places are `position_ids` where
+    given. path, longest_allowed: as for `lay_out`. Raises `FilbertError`."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise FilbertError("give either input_ids or inputs_embeds")
+    if input_ids is not None:
+        check_ids(input_ids, vocab_size=vocab_size)
+        inputs_embeds = embedding(input_ids)
+    assert inputs_embeds is not None
+    shape = inputs_embeds.shape[:-1]
+    layout, places = lay_out(
+        shape,
+        inputs_embeds.device,
+        lengths=lengths,
+        attention_mask=attention_mask,
+        output_attentions=output_attentions,
+        path=path,
+        longest_allowed=longest_allowed,
+    )
+    check_shape(token_type_ids, shape)
+    check_shape(position_ids, shape)
+    check_places(predict_at, lengths, others=first_only or output_hidden_states)
+    return Inputs(inputs_embeds, layout, places if position_ids is None else position_ids)
 
 
 def check_ids(input_ids: Tensor, *, vocab_size: int) -> None:

@@ -25,10 +25,11 @@ from torch.utils.checkpoint import checkpoint
 
 from filbert.errors import FilbertError
 from filbert.model.activation import ACTIVATION
-from filbert.model.attention import PackedLayout, PaddedLayout, attention
+from filbert.model.attention import PackedLayout, attention
 from filbert.model.config import EncoderConfig
 from filbert.model.dropout import dropout
-from filbert.model.inputs import check_ids, check_places, check_shape, lay_out
+from filbert.model.inputs import Layout as BatchLayout
+from filbert.model.inputs import open_inputs
 from filbert.model.losses import label_loss, token_loss
 from filbert.model.modern_config import GLOBAL, LOCAL, ModernBertConfig
 from filbert.model.outputs import ModelOutput
@@ -43,7 +44,7 @@ __all__ = [
     "ModernBertModel",
 ]
 
-Layout = PaddedLayout | PackedLayout | LocalLayout
+Layout = BatchLayout | LocalLayout
 Angles = tuple[Tensor, Tensor]  # cosines and sines, each (..., 1, head_size / 2) float32
 
 
@@ -223,25 +224,15 @@ class ModernBertModel(ModernBertPretrained):
         each (batch, heads, length, length); padded batches only).
         Raises `FilbertError` for ids outside the vocabulary or a text over the model's length.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise FilbertError("give either input_ids or inputs_embeds")
-        if input_ids is not None:
-            check_ids(input_ids, vocab_size=self.config.vocab_size)
-            inputs_embeds = self.embeddings.tok_embeddings(input_ids)
-        assert inputs_embeds is not None
-        shape, device = inputs_embeds.shape[:-1], inputs_embeds.device
-        layout, places = lay_out(
-            shape,
-            device,
-            lengths=lengths,
-            attention_mask=attention_mask,
-            output_attentions=output_attentions,
-            path=self.attention_path,
+        words, layout, places = open_inputs(
+            self.embeddings.tok_embeddings, vocab_size=self.config.vocab_size,
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+            token_type_ids=None, position_ids=position_ids, lengths=lengths,
+            predict_at=predict_at, first_only=first_only, path=self.attention_path,
+            output_hidden_states=output_hidden_states, output_attentions=output_attentions,
             longest_allowed=self.config.max_position_embeddings,
-        )
-        check_shape(position_ids, shape)
-        check_places(predict_at, lengths, others=first_only or output_hidden_states)
-        places = places if position_ids is None else position_ids
+        )  # fmt: skip
+        shape, device = words.shape[:-1], words.device
         kinds = self.config.kinds
         angles = {
             kind: rotary_angles(
@@ -253,7 +244,7 @@ class ModernBertModel(ModernBertPretrained):
         seen: dict[str, Layout] = {GLOBAL: layout}
         if LOCAL in kinds:
             seen[LOCAL] = local_layout(layout, reach=reach, shape=shape, device=device)
-        hidden = self.embeddings(inputs_embeds)  # (..., hidden)
+        hidden = self.embeddings(words)  # (..., hidden)
         states, maps = [hidden], []
         for layer, kind in zip(self.layers, kinds, strict=True):
             wanted = predict_at if layer is self.layers[-1] else None

@@ -63,12 +63,15 @@ class WordCounter:
     `forgotten` tells how many occurrences.
     """
 
-    def __init__(self, *, lower: bool, max_words: int = _MAX_WORDS) -> None:
+    def __init__(
+        self, *, lower: bool, strip_accents: bool | None = None, max_words: int = _MAX_WORDS
+    ) -> None:
+        """`strip_accents`: None as `lower`."""
         self.lower = lower
         self.max_words = max_words
         self.forgotten = 0
         self._normalizer = normalizers.BertNormalizer(
-            clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lower
+            clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lower
         )
         self._splitter = pre_tokenizers.BertPreTokenizer()
         self._chunks: Counter[str] = Counter()
@@ -191,16 +194,16 @@ def _train(
         continuing_subword_prefix="##",
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_repeated(words), trainer)
+    tokenizer.train_from_iterator(repeated(words), trainer)
     vocab = tokenizer.get_vocab()
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _repeated(words: Mapping[str, int]) -> Iterator[str]:
-    """Each word as often as it was counted, thousands in a string.
+def repeated(words: Mapping[str, int]) -> Iterator[str]:
+    """Each word as often as it was counted, in the order of their letters, thousands in a string.
 
-    The trainer takes no counts. Those of a very large corpus are divided by one number, rounded,
-    for which the choice of pieces does not matter.
+    The library's trainers take no counts. Those of a very large corpus are divided by one number,
+    rounded, for which the choice of pieces does not matter.
     """
     share = -(-sum(words.values()) // _MAX_TAUGHT)
     batch: list[str] = []
@@ -216,9 +219,11 @@ def _repeated(words: Mapping[str, int]) -> Iterator[str]:
     yield " ".join(batch)
 
 
-def words_of(texts: Iterable[str], *, lower: bool) -> Counter[str]:
+def words_of(
+    texts: Iterable[str], *, lower: bool, strip_accents: bool | None = None
+) -> Counter[str]:
     """The counted words of a few texts."""
-    counter = WordCounter(lower=lower)
+    counter = WordCounter(lower=lower, strip_accents=strip_accents)
     for text in texts:
         counter.add(text)
     return counter.words()

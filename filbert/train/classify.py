@@ -8,8 +8,6 @@ is in `filbert/tasks/classify.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from torch import Tensor, nn
 
 from filbert.bundle import Manifest
 from filbert.data.examples import (
-    Examples,
     check_known_labels,
     infer_problem_type,
     label_names,
@@ -31,59 +28,11 @@ from filbert.model.device import for_inference
 from filbert.sources import resolve
 from filbert.tasks import classify, metrics
 from filbert.tasks.calibrate import fit_temperature, fit_thresholds
-from filbert.train import distil, folder, loop
+from filbert.train import distil, loop
+from filbert.train.classify_data import Data
 from filbert.train.options import ClassifyOptions
 from filbert.train.trim import TrimmedEmbedding
 from filbert.train.tune import Job, Machine, TrainResult, digest_of, numbers, open_base, tune
-
-
-@dataclass
-class Data:
-    """The examples of a run and what they are about."""
-
-    train: Examples
-    dev: Examples
-    test: Examples | None
-    problem_type: str
-    labels: list[str]
-    unlabelled: Examples | None = None  # with a teacher: behind the training examples
-    teacher: str | None = None  # sha256 of its weights
-    taught: NDArray[np.float32] | None = None  # (training texts, labels), once it has answered
-
-    @property
-    def training_texts(self) -> tuple[list[str], list[str] | None]:
-        """Texts, and second texts, that are learned from: labelled ones, then the others."""
-        if self.unlabelled is None:
-            return self.train.texts, self.train.pairs
-        pairs = None
-        if self.train.pairs is not None:
-            pairs = self.train.pairs + (self.unlabelled.pairs or [])
-        return self.train.texts + self.unlabelled.texts, pairs
-
-    @property
-    def parts(self) -> list[Examples]:
-        """Training, dev and, if there is one, test examples."""
-        return [self.train, self.dev, *([self.test] if self.test is not None else [])]
-
-    @property
-    def notes(self) -> list[str]:
-        """What reading the files gave to say, each remark once."""
-        parts = [*self.parts, *([self.unlabelled] if self.unlabelled is not None else [])]
-        return list(dict.fromkeys(note for part in parts for note in part.notes))
-
-    def digest(self) -> str:
-        """A sha256 of all texts and labels, in order, and of the teacher."""
-        digest = folder.digest_of_examples(*self.parts)
-        if self.teacher is None:
-            return digest
-        more = "" if self.unlabelled is None else folder.digest_of_examples(self.unlabelled)
-        return sha256(f"{digest} {self.teacher} {more}".encode()).hexdigest()
-
-    def name(self, example: int) -> str:
-        """File and row of a training example."""
-        if self.unlabelled is None or example < len(self.train):
-            return self.train.id(example)
-        return self.unlabelled.id(example - len(self.train))
 
 
 def train_classify(options: ClassifyOptions, *, quiet: bool = False) -> TrainResult:

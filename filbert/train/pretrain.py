@@ -28,11 +28,12 @@ from filbert.atomic import locked, write_file
 from filbert.bundle import MANIFEST, Manifest, read_manifest, save_bundle
 from filbert.data.shards import Shards
 from filbert.errors import UsageError
-from filbert.model.device import choose_device, choose_precision, matmul_rate
+from filbert.model.device import choose_device, choose_precision
 from filbert.model.pretrained import PretrainedModel
 from filbert.tasks import pretrain as task
 from filbert.text import BertTokenizer
 from filbert.train import folder, loop, sharded, state
+from filbert.train.ceiling import AGAIN, START, Ceiling
 from filbert.train.optim import make_optimizer
 from filbert.train.parallel import World, joined, local_device
 from filbert.train.pretrain_base import build_model
@@ -97,11 +98,13 @@ class Ready:
     plan: PretrainPlan
     held_out: list[task.Batch]
     notes: list[str]
+    ceiling: Ceiling
 
 
 def prepare(options: PretrainOptions, device: torch.device, world: World) -> Ready:
     """Choose the machine, open the shards, make the model. Raises before anything is written."""
     dtype, reason = choose_precision(options.precision, device)
+    ceiling = Ceiling(dtype, device, world.size)
     smallest = min(options.batch_size, options.batch_start or options.batch_size,
                    options.last_batch_size or options.batch_size)  # fmt: skip
     if smallest < world.size:
@@ -110,6 +113,7 @@ def prepare(options: PretrainOptions, device: torch.device, world: World) -> Rea
             "--batch-size (or --batch-start) or start fewer"
         )
     shards = task.read(options.data)
+    ceiling.look(after=START)
     tokenizer = BertTokenizer.from_pretrained(shards.vocab)
     torch.manual_seed(options.seed)  # decides the new weights
     model, notes = build_model(options, tokenizer)
@@ -121,7 +125,10 @@ def prepare(options: PretrainOptions, device: torch.device, world: World) -> Rea
         )
     plan = PretrainPlan(*open_phases(options, shards, tokenizer), options, world=world)
     held_out, told = evaluation_batches(options, shards, tokenizer, world)
-    return Ready(device, dtype, reason, shards, tokenizer, model, plan, held_out, notes + told)
+    ceiling.look(after=START)
+    return Ready(
+        device, dtype, reason, shards, tokenizer, model, plan, held_out, notes + told, ceiling
+    )
 
 
 def run(
@@ -158,6 +165,7 @@ def run(
         sums = torch.from_numpy(task.evaluate(trained, batches, count=own)).to(device)
         if in_parts:
             sharded.let_go(trained)
+        tracker.ceiling = ready.ceiling.look(after=AGAIN)
         return task.score(world.sum(sums).cpu().numpy())
 
     if in_parts:
@@ -181,7 +189,7 @@ def run(
         )
     share = masks_a_sample / options.max_length
     flops = task.flops_per_token(model, length=options.max_length, masked=share)
-    ceiling = 1e9 * matmul_rate(dtype, device) * world.size
+    ceiling = ready.ceiling.look(after=START)
     with Tracker(
         out, total_steps=options.steps, tensorboard=options.tensorboard, quiet=quiet,
         silent=not world.first, flops_per_token=flops, ceiling=ceiling,

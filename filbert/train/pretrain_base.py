@@ -5,6 +5,7 @@ A word that the base lacks starts as the mean of the rows of its old pieces.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ def build_model(
             f"{options.base}: {len(different):,} words differ ({shown} ...). Prepare the corpus "
             f"with --vocab {options.base}, or with a vocabulary that has more words behind its own"
         )
-    if size <= model.config.vocab_size:
+    if not (added := words.keys() - old.keys()):
         return model, []
     extend(model, size, before, tokenizer)
-    return model, [f"{size - len(old):,} words were added to the vocabulary of {options.base}"]
+    return model, [f"{len(added):,} words were added to the vocabulary of {options.base}"]
 
 
 def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) -> EncoderConfig:
@@ -91,9 +92,12 @@ def dropouts(config: EncoderConfig, value: float) -> dict[str, float]:
 def extend(
     model: PretrainedModel, size: int, before: BertTokenizer, tokenizer: BertTokenizer
 ) -> None:
-    """Give the model `size` word rows. A new word starts as the mean of its old pieces."""
+    """Give the model `size` word rows, if it has not more already (some have spare ones at the
+    end). A word that `before` lacks starts as the mean of its old pieces."""
+    known = before.get_vocab()
     old = model.get_input_embeddings()
     count, width = old.weight.shape
+    size = max(size, count)
     grown = torch.nn.Embedding(size, width, padding_idx=old.padding_idx)
     grown.weight[:count] = old.weight
     grown.weight[count:].normal_(std=model.config.initializer_range)
@@ -106,10 +110,10 @@ def extend(
     if old_bias is not None:
         bias[:count] = old_bias
     for word, number in tokenizer.get_vocab().items():
-        if number < count:
+        if word in known:
             continue
-        pieces = before(word.removeprefix("##"), add_special_tokens=False)["input_ids"]
-        if pieces and before.unk_token_id not in pieces:
+        pieces = old_pieces(word, before, known)
+        if pieces:
             grown.weight[number] = old.weight[pieces].mean(0)
             if old_bias is not None:
                 bias[number] = old_bias[pieces].mean()
@@ -124,3 +128,21 @@ def extend(
         model.cls.predictions.bias = torch.nn.Parameter(bias)
     model.config = model.base_model.config = model.config.replace(vocab_size=size)
     model.tie_weights()
+
+
+def old_pieces(word: str, before: BertTokenizer, known: Mapping[str, int]) -> list[int]:
+    """The ids that a word of a longer vocabulary had in the shorter one, `known`; none if it was
+    unknown. A `##` piece is split as it would be within a word, and as a word if that fails."""
+    ids, start = [], 2
+    while word.startswith("##") and start < len(word):  # the longest piece that is known, and on
+        ends = range(len(word), start, -1)
+        end = next((end for end in ends if f"##{word[start:end]}" in known), None)
+        if end is None:
+            break
+        ids.append(known[f"##{word[start:end]}"])
+        start = end
+    else:
+        if ids:
+            return ids
+    ids = before(word.removeprefix("##"), add_special_tokens=False)["input_ids"]
+    return [] if before.unk_token_id in ids else ids

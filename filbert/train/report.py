@@ -143,9 +143,27 @@ def pretraining_facts(run: Run, origin: Mapping[str, Any]) -> dict[str, str | No
         "Sentence objective": str(run.recipe.get("objective")),
         "Masks": f"{run.recipe.get('masking')}, {rate:.0%} of the tokens" if rate else None,
         "Corpus": f"{tokens:,.0f} tokens" if tokens else None,
-        "Samples read": f"{samples:,.0f} of at most {run.recipe.get('max_length')} tokens"
-        if samples else None,
+        "Samples read": f"{samples:,.0f} of {lengths_read(run)}" if samples else None,
+        "Average speed": average_speed(run),
     }  # fmt: skip
+
+
+def lengths_read(run: Run) -> str:
+    """How long samples were at most, in both phases."""
+    told = f"at most {run.recipe.get('max_length')} tokens"
+    last, share = number(run.recipe.get("last_length")), number(run.recipe.get("last_share"))
+    return (
+        told if last is None else f"{told}, {last:,.0f} in the last {share or 0.1:.0%} of the run"
+    )
+
+
+def average_speed(run: Run) -> str | None:
+    """Tokens a second over all training steps, evaluation and saving left out."""
+    tokens = sum(value for _, value in run.points("train", "tokens"))
+    seconds = run.points("train", "seconds")
+    if not tokens or not seconds or not seconds[-1][1]:
+        return None
+    return f"{tokens / seconds[-1][1]:,.0f} tokens a second"
 
 
 def _date(value: object) -> str | None:

@@ -1,17 +1,29 @@
-"""SIGINT and SIGTERM while training: noted, so that the step ends and a checkpoint is saved."""
+"""SIGINT and SIGTERM while training: noted, so that the step ends and a checkpoint is saved.
+
+Process managers (torchrun, Slurm, a shell with Ctrl-C) send the same signal to the group and to the
+process itself. So whatever comes soon after the first counts as that one; a person who has waited,
+and asks again, is obeyed at once.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
+
+ECHO = 2.0  # seconds in which a further signal is taken for the first one's echo
 
 
 class SignalFlag:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one is not caught."""
+    """Notes SIGINT and SIGTERM instead of dying of them, within a `with` block. Another one after
+    `ECHO` seconds raises `KeyboardInterrupt`. An echo that comes when the block was left is passed
+    over as well: the process is on its way out, with something to say."""
 
     def __init__(self) -> None:
         self.arrived: str | None = None
+        self._first = 0.0  # when
+        self._left = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalFlag:
@@ -21,10 +33,20 @@ class SignalFlag:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.arrived is not None:
-            raise KeyboardInterrupt
-        self.arrived = signal.Signals(number).name
+        now = time.monotonic()
+        if self.arrived is None:
+            self.arrived, self._first = signal.Signals(number).name, now
+        elif now - self._first > ECHO:
+            if not self._left:
+                raise KeyboardInterrupt
+            self._restore()
+            signal.raise_signal(number)
 
     def __exit__(self, *details: object) -> None:
+        self._left = True
+        if self.arrived is None:
+            self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

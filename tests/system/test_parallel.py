@@ -87,50 +87,80 @@ def test_two_processes_learn_what_one_learns(shards: Path, tmp_path: Path, alone
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
 
 
-def interrupted(shards: Path, out: Path, processes: int, **options: Any) -> None:
-    """Start a run, send SIGTERM when it has come some way, and see it save and leave."""
+def interrupted(
+    shards: Path, out: Path, processes: int, *, send_to: str = "launcher", **options: Any
+) -> None:
+    """Start a run, send SIGTERM when it has come some way, and see it save and leave.
+
+    send_to: "launcher" (torchrun, or the one process); "all", the launcher and its processes, as
+    a shell or Slurm does, so that these get it twice; "one" of the processes alone.
+    """
     words = command(shards, out, processes, **options)
     child = subprocess.Popen(
         words, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,
     )  # fmt: skip
-    metrics, end = out / "metrics.jsonl", time.monotonic() + SECONDS
-    before = metrics.stat().st_size if metrics.is_file() else 0
-    while not (metrics.is_file() and metrics.stat().st_size > before + 200):
-        assert time.monotonic() < end
-        assert child.poll() is None, child.stderr.read() if child.stderr else ""
-        time.sleep(0.01)
-    child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode != 0
+    try:
+        metrics, end = out / "metrics.jsonl", time.monotonic() + SECONDS
+        before = metrics.stat().st_size if metrics.is_file() else 0
+        while not (metrics.is_file() and metrics.stat().st_size > before + 200):
+            assert time.monotonic() < end
+            assert child.poll() is None, child.stderr.read() if child.stderr else ""
+            time.sleep(0.01)
+        if send_to == "all":
+            os.killpg(child.pid, signal.SIGTERM)
+        else:
+            os.kill(worker(child.pid, rank=1) if send_to == "one" else child.pid, signal.SIGTERM)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
     assert "saved. Go on with --resume" in errors, errors[-3000:]
+    if processes == 1:
+        assert child.returncode == 130
+        return
+    # torchrun leaves with 1 whatever its processes leave with; of those that it did not stop
+    # itself it tells the code
+    assert child.returncode == 1
+    if send_to == "one":
+        assert errors.count("exitcode  : 130") == 2, errors[-3000:]
+    else:
+        assert "SignalException" in errors
 
 
-def test_resume_on_two_then_one_then_two(shards: Path, tmp_path: Path) -> None:
-    longer = {"steps": 400, "eval-every": 100, "save-every": 10_000}
-    done = run(shards, tmp_path / "unbroken", 1, **longer)
+LONGER = {"steps": 400, "eval-every": 100, "save-every": 10_000}
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    done = run(shards, out, 1, **LONGER)
     assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize(("parallel", "send_to"), [("ddp", "all"), ("fsdp", "one")])
+def test_resume_on_two_then_one_then_two(
+    shards: Path, tmp_path: Path, unbroken: Path, parallel: str, send_to: str
+) -> None:
+    """Whole weights, and weights in parts (FSDP2) whose checkpoint one process goes on from."""
     out = tmp_path / "run"
-    interrupted(shards, out, 2, **longer)
-    interrupted(shards, out, 1, resume=True, **longer)
-    done = run(shards, out, 2, resume=True, **longer)
+    interrupted(shards, out, 2, parallel=parallel, send_to=send_to, **LONGER)
+    interrupted(shards, out, 1, resume=True, **LONGER)
+    done = run(shards, out, 2, resume=True, parallel=parallel, **LONGER)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "started with 1" in done.stderr or "started with 2" in done.stderr
-    mine, its = losses(out, "eval"), losses(tmp_path / "unbroken", "eval")
+    mine, its = losses(out, "eval"), losses(unbroken, "eval")
     # 400 steps of a loss that falls by 0.7: rounding has grown, not the order of the samples
     assert np.abs(mine - its).max() < 5e-3
+    assert (out / "filbert.json").is_file()
 
 
 def test_weights_in_parts_learn_the_same(shards: Path, tmp_path: Path, alone: Path) -> None:
-    """FSDP2; then the run goes on whole, on one process, from a checkpoint written in parts."""
+    """FSDP2."""
     done = run(shards, tmp_path / "parts", 2, parallel="fsdp")
     assert done.returncode == 0, done.stderr[-3000:]
     same(tmp_path / "parts", alone)
-    out = tmp_path / "run"
-    longer = {"steps": 400, "eval-every": 100, "save-every": 10_000}
-    interrupted(shards, out, 2, parallel="fsdp", **longer)
-    done = run(shards, out, 1, resume=True, **longer)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (out / "filbert.json").is_file()
 
 
 def test_muon_refuses_parts(shards: Path, tmp_path: Path) -> None:

@@ -154,6 +154,57 @@ def test_letters_of_chinese_have_three_quarters_of_the_size(tmp_path: Path) -> N
     assert result.tokens[5:] == [chr(0x4E00 + i) for i in range(5)]
 
 
+# --- more words for a model -----------------------------------------------------------------------
+
+
+def test_an_extended_vocabulary_begins_with_the_old_one(tmp_path: Path) -> None:
+    path = corpus(tmp_path)
+    base = learn(path, tmp_path / "base", size=40, unused=3, special=["[E]"])
+    more = corpus(tmp_path, sentence="the goodish filmgoer and bestest filmgoers , rebadge")
+    result = learn(more, tmp_path / "v", size=50, extend=str(base.out))
+    assert result.tokens[: len(base.tokens)] == base.tokens
+    assert len(result.tokens) == result.report["tokens"] == 50
+    assert result.report["new_tokens"] == 50 - len(base.tokens)
+    assert result.report["options"]["extend"] == "base"
+    assert result.report["options"]["kind"] == "uncased"
+    opened = BertTokenizer.from_pretrained(result.out)
+    assert opened.settings == BertTokenizer.from_pretrained(base.out).settings
+    assert (
+        opened("the [E]")["input_ids"]
+        == (BertTokenizer.from_pretrained(base.out)("the [E]")["input_ids"])
+    )
+    found, before = result.report["coverage"], result.report["coverage_before"]
+    assert found["unknown_tokens"] < before["unknown_tokens"]
+    assert f"(before: {before['unknown_tokens']:.3%})" in str(result)
+    again = learn(more, tmp_path / "w", size=50, extend=str(base.out))
+    assert again.tokens == result.tokens
+    for name in FILES:
+        assert (again.out / name).read_bytes() == (result.out / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "told"),
+    [
+        ({}, {"kind": "cased"}, "contradicts .*base, which lower-cases text; leave --kind out"),
+        ({"kind": "cased"}, {"kind": "uncased"}, "which keeps capitals"),
+        ({"kind": "cased"}, {"kind": "chinese"}, "which keeps capitals"),
+        ({}, {"size": 20}, "no room behind the .* tokens of .*base; give a larger one, such as"),
+        ({}, {"unused": 5}, "--unused does not go with --extend"),
+        ({}, {"special": ["[E]"]}, "--special does not go with --extend"),
+        ({}, {"min_frequency": 100_000}, "covers it"),
+        ({}, {"extend": "nowhere/model"}, "nowhere/model"),
+    ],
+)
+def test_an_extension_that_cannot_be(
+    tmp_path: Path, base: dict[str, Any], options: dict[str, Any], told: str
+) -> None:
+    path = corpus(tmp_path)
+    learn(path, tmp_path / "base", size=40, **base)
+    with pytest.raises(FilbertError, match=told):
+        learn(path, tmp_path / "v", **{"size": 80, "extend": str(tmp_path / "base"), **options})
+    assert not (tmp_path / "v").exists()
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -280,6 +331,30 @@ def test_the_bar_of_a_terminal(tmp_path: Path) -> None:
     shown = bar._console.file.getvalue()  # type: ignore[attr-defined]
     assert "1.0/1.0 kB" in shown
     assert "half of it" in shown
+
+
+def test_a_meter_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rate and time left are of this call: 2 MB in 2 s, and 4 MB of 10 are left."""
+    path, now = tmp_path / "a", 100.0
+    path.write_bytes(b"x" * 10_000_000)
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now)
+    with Meter("prepare", [str(path)], quiet=False, resumed=True) as seen:
+        now = 130.0
+        seen.at(4_000_000, found="7 documents")
+        now = 161.0
+        seen._started = 159.0
+        seen.at(6_000_000, found="9 documents")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "prepare: 40% of 10.0 MB, 7 documents, 0.0 MB/s, time left unknown"
+    assert second == "prepare: 60% of 10.0 MB, 9 documents, 1.0 MB/s, 4 s left"
+    bar = Meter("prepare", [str(path)], quiet=False, resumed=True)
+    bar._console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with bar:
+        bar.at(4_000_000, found="7 documents")
+        bar.at(6_000_000, found="9 documents")
+    assert "prepare: 9 documents" in bar._console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

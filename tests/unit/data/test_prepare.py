@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from filbert.data import meter
 from filbert.data import prepare as prepare_module
 from filbert.data.prepare import prepare
-from filbert.data.prepare_options import PrepareOptions, parse_prepare_options
+from filbert.data.prepare_options import PrepareOptions
 from filbert.data.shards import MANIFEST, Manifest, open_shards
 from filbert.errors import FilbertError, UsageError
+from filbert.recipes import parse_options
 from filbert.text import BertTokenizer
 from tests.tiny import VOCABULARY
 
@@ -63,7 +65,7 @@ def write(path: Path, texts: list[str], source: str = "s") -> Path:
 
 def options(corpus: Path, vocab: Path, out: Path, **changes: Any) -> PrepareOptions:
     given = {"corpus": [str(corpus)], "vocab": str(vocab), "out": str(out), "processes": 1}
-    return parse_prepare_options({**given, **changes})
+    return parse_options({**given, **changes}, PrepareOptions, source="prepare")
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -205,11 +207,11 @@ def test_chinese_words_are_marked(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from filbert.data import prepare as module
-from filbert.data.prepare_options import parse_prepare_options
+from filbert.data.prepare_options import PrepareOptions
 import json
 module.COMMIT_SECONDS = 0.0
 if __name__ == "__main__":
-    module.prepare(parse_prepare_options(json.loads(sys.argv[1])), quiet=True)
+    module.prepare(PrepareOptions(**json.loads(sys.argv[1])), quiet=True)
 """
 
 
@@ -443,6 +445,19 @@ def test_errors_of_reading_come_through_from_a_pool(tmp_path: Path, vocab: Path)
         prepare(options(corpus, vocab, tmp_path / "o", processes=2), quiet=True)
 
 
+def test_progress_is_told(
+    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meter, "LINE_SECONDS", 0.0)
+    corpus = write(tmp_path / "c.jsonl", ["The film was good.", "The book was bad."])
+    prepare(options(corpus, vocab, tmp_path / "o"), quiet=False)
+    told = capsys.readouterr()
+    assert "prepare: 100% of 0.0 MB, 2 documents, 0.0 M tokens, " in told.err
+    assert told.out == ""
+    prepare(options(corpus, vocab, tmp_path / "p"), quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_options_are_checked() -> None:
     for values, told in (
         ({"corpus": []}, "corpus"),
@@ -451,7 +466,7 @@ def test_options_are_checked() -> None:
         ({"corpus": ["a"], "vocab": "v", "out": "o", "near": 2}, "near"),
     ):
         with pytest.raises(UsageError, match=told):
-            parse_prepare_options(values)
+            parse_options(values, PrepareOptions, source="prepare")
 
 
 def test_numbers_of_a_manifest_match_its_arrays(tmp_path: Path, vocab: Path) -> None:

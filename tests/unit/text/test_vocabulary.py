@@ -155,14 +155,14 @@ def test_no_room_for_the_letters_and_nothing_to_learn_from() -> None:
 
 def test_counts_of_a_huge_corpus_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "_MAX_TAUGHT", 40)
-    told = Counter(" ".join(vocabulary._repeated({"a": 300, "b": 95, "c": 4})).split())
+    told = Counter(" ".join(vocabulary.repeated({"a": 300, "b": 95, "c": 4})).split())
     assert told == {"a": 30, "b": 10}  # 399 words over 40: a tenth of each, rounded
 
 
 def test_the_words_told_are_the_words_counted() -> None:
     words = words_of([some_text(0)], lower=True)
     words["the"] = 12_345  # more than one string of them
-    assert Counter(" ".join(vocabulary._repeated(words)).split()) == words
+    assert Counter(" ".join(vocabulary.repeated(words)).split()) == words
 
 
 def test_pieces_are_those_of_the_trainer_alone() -> None:

@@ -1,0 +1,146 @@
+"""What `filbert predict` and `filbert evaluate` do with their options, whatever the task.
+
+filbert predict runs/reviews "Great film."
+filbert predict runs/qa --context file.txt "Who wrote it?"
+filbert evaluate runs/reviews --data test.csv
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from itertools import tee
+from typing import TYPE_CHECKING, Any
+
+from filbert.errors import UsageError
+
+if TYPE_CHECKING:
+    from filbert.infer.predict_options import EvaluateOptions, PredictOptions
+
+READING = ("text_column", "pair_column", "format", "encoding", "header")
+MACHINE = ("device", "precision", "batch_tokens", "threads")
+OF_A_TASK = (
+    *("all_scores", "top", "targets", "threshold", "dimensions", "sentences", "max_words"),
+    *("max_characters", "blocking", "beams", "max_tokens", "min_tokens", "length_penalty"),
+    *("no_repeat_ngram", "sample", "temperature", "top_p", "seed", "alignments"),
+)
+
+
+def predict(options: PredictOptions, as_json: bool) -> None:
+    """Answer texts, standard input or a file."""
+    texts = options.texts
+    if options.file is not None and texts:
+        raise UsageError("give texts or --file, not both")
+    if options.file is None and (options.out is not None or options.resume):
+        raise UsageError("--out and --resume belong to --file")
+    if options.pair is not None and len(texts) != 1:
+        raise UsageError("--pair goes with exactly one text")
+    if options.context is not None and (options.file or options.pair is not None):
+        raise UsageError("--context goes with neither --file nor --pair")
+    from filbert.infer.predict import WINDOW, as_json_text, load, stream, typed_rows
+
+    model = load(options.bundle, **chosen(options, MACHINE))
+    if options.perplexity:
+        if not hasattr(model, "scorer"):
+            raise not_for(model, "perplexity")
+        model = model.scorer()
+    given = task_options(options, model)
+    if options.file is not None:
+        write_file(options, model, given)
+        return
+    rows: Iterable[Any]
+    if options.context is not None:
+        from filbert.infer.answer import read_context
+
+        if not model.manifest.pair:
+            raise not_for(model, "context")
+        context = read_context(options.context, encoding=options.encoding)
+        rows = ((text, context) for text in texts or typed_rows(sys.stdin, pairs=False))
+    else:
+        rows = texts or typed_rows(sys.stdin, pairs=model.manifest.pair)
+    if options.pair is not None:
+        rows = [(texts[0], options.pair)]
+    alone = len(texts) == 1
+    mine, theirs = tee(rows)
+    window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
+    answers = stream(model, theirs, window=window, **given)
+    for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
+        asked = row[0] if options.context is not None else row
+        print(as_json_text(answer) if as_json else model.line(answer, None if alone else asked))
+
+
+def write_file(options: PredictOptions, model: Any, given: dict[str, Any]) -> None:
+    """Answer every row of a file; vectors into an array where the name says so."""
+    assert options.file is not None
+    reading = chosen(options, READING)
+    if (options.out or "").endswith(".npy"):
+        from filbert.infer.embed import Embedder, write_vectors
+
+        if not isinstance(model, Embedder):
+            raise UsageError(
+                f"--out {options.out}: a model of the task {model.manifest.task} has no vectors; "
+                "name a .jsonl file"
+            )
+        if options.resume:
+            raise UsageError("--resume: an array of vectors is written whole; leave it out")
+        if reading.pop("pair_column", None) is not None:
+            raise UsageError("--pair-column: this model takes one text, not pairs")
+        assert options.out is not None
+        count = write_vectors(
+            model, options.file, options.out, overwrite=options.overwrite, **reading, **given
+        )
+        print(f"{options.out}: {count:,} vectors", file=sys.stderr)
+        return
+    from filbert.infer.predict_file import predict_file
+
+    report = predict_file(
+        model, options.file, options.out, resume=options.resume, overwrite=options.overwrite,
+        strict=options.strict, **reading, **given,
+    )  # fmt: skip
+    print(report.summary(options.out), file=sys.stderr)
+
+
+def task_options(options: PredictOptions, model: Any) -> dict[str, Any]:
+    """The options of the task that were typed; `UsageError` for one that this model lacks."""
+    given = {
+        name: value
+        for name in OF_A_TASK
+        if (value := getattr(options, name)) is not None and value != []
+    }
+    if "top" in given and model.manifest.task in ("answer", "fill", "pretrain"):
+        given["n_best" if model.manifest.task == "answer" else "top_k"] = given.pop("top")
+    for name in given:
+        if name not in model.OPTIONS:
+            raise not_for(model, name)
+    return given
+
+
+def not_for(model: Any, name: str) -> UsageError:
+    """The error of an option that a task does not have."""
+    return UsageError(
+        f"--{name.replace('_', '-')} is not for a model of the task {model.manifest.task}"
+    )
+
+
+def chosen(options: Any, names: Iterable[str]) -> dict[str, Any]:
+    """These fields, by name."""
+    return {name: getattr(options, name) for name in names}
+
+
+def evaluate(options: EvaluateOptions, as_json: bool) -> None:
+    """Score a model on a labelled file."""
+    from filbert.cli_options import print_json
+    from filbert.infer import evaluate as layer
+
+    rest = {
+        name: value
+        for name, value in options.model_dump(exclude_unset=True).items()
+        if name not in ("bundle", "data", *MACHINE) and value is not None
+    }
+    result = layer.evaluate(options.bundle, options.data, **chosen(options, MACHINE), **rest)
+    if as_json:
+        print_json(result)
+        return
+    from rich.console import Console
+
+    Console().print(layer.evaluation_table(result))

@@ -1,0 +1,259 @@
+"""Answer questions over texts of any length with a trained bundle.
+
+    from filbert import load
+    answer = load("runs/qa")
+    answer("Who wrote it?", context)     # {"answer": "...", "start": 17, "end": 28, "score": 0.9}
+    answer(["Who?", "When?"], context)   # a list; the context is read once
+    answer([("Who?", text), ("When?", other)], n_best=5)
+
+    filbert predict runs/qa --context file.txt "Who wrote it?"
+
+context[start:end] is the answer, to the character. Of a model that was trained with questions
+without an answer, an empty answer (start and end None) says that nothing answers; `score` is then
+the chance of that. The encoding and the decoding are those of training (`filbert/tasks/answer.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from filbert.bundle import Bundle
+from filbert.data.questions import Questions, read_questions
+from filbert.errors import FilbertError, UsageError
+from filbert.infer.predict import WINDOW, check_count, check_rows, not_text, shown, stream
+from filbert.model.device import for_inference
+from filbert.model.span_head import BertForQuestionAnswering
+from filbert.tasks import answer as task
+from filbert.tasks.answer_scores import rule_for
+from filbert.tasks.answer_spans import AnswerSettings, Spans
+
+Answer = dict[str, Any]
+MOST_CONTEXT = 100_000_000  # characters of a file that is asked at once
+
+
+class Answerer:
+    """A bundle of question answering, ready to answer. Calls from several threads are safe.
+
+    Attributes: `manifest`, `settings` (no_answer, threshold, max_answer_tokens), `model`,
+    `tokenizer`, `folder`, `device`, `dtype`, and `reason`, why this precision was chosen.
+    """
+
+    OPTIONS = frozenset({"n_best", "threshold"})
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        reason: str = "asked for",
+        batch_tokens: int = 4096,
+    ) -> None:
+        assert isinstance(bundle.model, BertForQuestionAnswering)
+        self.folder, self.manifest = bundle.folder, bundle.manifest
+        self.tokenizer = bundle.tokenizer
+        self.settings = task.settings_of(bundle.manifest)
+        self.model = for_inference(bundle.model, device, dtype, head="qa_outputs")
+        self.device, self.dtype, self.reason = device, dtype, reason
+        self.batch_tokens = batch_tokens
+        # a window holds half of the room of the question, and moves by what the stride leaves
+        self.longest_question = (self.manifest.max_length - 3) // 2
+
+    def __call__(
+        self,
+        questions: Any,
+        contexts: Any = None,
+        *,
+        n_best: int = 1,
+        threshold: float | None = None,
+    ) -> Answer | list[Answer]:
+        """Answer a question over a context, several over one, or a list of (question, context).
+
+        One question gives one answer, a list gives a list in the same order. `n_best` adds
+        `candidates`, that many, the likeliest first; `threshold` stands in for the fitted one of
+        a model that may stay silent (higher: it answers more often). Raises `FilbertError` naming
+        the position of a pair that cannot be read: no text, empty, or a question that is longer
+        than half a window.
+        """
+        single = isinstance(questions, str)
+        if single:
+            rows = [(questions, contexts)]
+        elif isinstance(contexts, str):
+            rows = [(question, contexts) for question in questions]
+        elif contexts is None:
+            rows = list(questions)
+        else:
+            rows = list(questions)
+            others = list(contexts)
+            if len(rows) != len(others):
+                raise FilbertError(f"{len(rows)} questions but {len(others)} contexts")
+            rows = list(zip(rows, others, strict=True))
+        check_rows(self, rows)
+        answers = self.answer_rows(rows, n_best=n_best, threshold=threshold)
+        return answers[0] if single else answers
+
+    def stream(self, rows: Any, *, window: int = WINDOW, **options: Any) -> Iterator[Answer]:
+        """Answer an endless iterable of (question, context), in order and in constant memory."""
+        return stream(self, rows, window=window, **options)
+
+    def problem(self, row: Any) -> str | None:
+        """What is wrong with a row, in words; None for a good one."""
+        if isinstance(row, Mapping):
+            if not {"question", "context"} <= row.keys():
+                return f"expected the keys question and context, got {', '.join(map(str, row))}"
+            row = (row["question"], row["context"])
+        if not (isinstance(row, tuple | list) and len(row) == 2):
+            return f"expected a pair (question, context), got {shown(row)}"
+        for text, what in zip(row, ("question", "context"), strict=True):
+            if not isinstance(text, str):
+                return f"{what}: {not_text(text)}"
+            if not text.strip():
+                return f"the {what} is empty"
+        if len(row[0]) > self.longest_question:  # a token has a character or more
+            count = len(self.tokenizer.encode(row[0], add_special_tokens=False, verbose=False))
+            if count > self.longest_question:
+                return (
+                    f"the question has {count} tokens; beside a context a window holds "
+                    f"{self.longest_question}. Ask in fewer words, and put what explains them into "
+                    "the context"
+                )
+        return None
+
+    def answer_rows(
+        self, rows: Sequence[Any], *, n_best: int = 1, threshold: float | None = None
+    ) -> list[Answer]:
+        """Answers of rows that `problem` found good, in order."""
+        check_count("n_best", n_best, most=1000)
+        if not rows:
+            return []
+        pairs = [
+            (row["question"], row["context"]) if isinstance(row, Mapping) else row for row in rows
+        ]
+        questions = as_questions(pairs)
+        spans = self.spans(questions, n_best=max(n_best, task.N_BEST))
+        return task.decode(
+            spans, [context for _, context in pairs], self.settings_with(threshold),
+            temperature=self.manifest.temperature, n_best=n_best,
+        )  # fmt: skip
+
+    def settings_with(self, threshold: float | None) -> AnswerSettings:
+        """The settings of the bundle, with another threshold where one is given."""
+        if threshold is None:
+            return self.settings
+        if not self.settings.no_answer:
+            raise UsageError(
+                f"{self.folder} was trained without unanswerable questions and always answers; "
+                "--threshold is for models that were trained with some, as in SQuAD 2.0"
+            )
+        if not np.isfinite(threshold):
+            raise UsageError(f"threshold is {threshold}; expected a finite number")
+        return self.settings.model_copy(update={"threshold": float(threshold)})
+
+    def spans(self, questions: Questions, *, n_best: int = task.N_BEST) -> Spans:
+        """The best spans of each question. Raises `FilbertError` where the model's answers are no
+        finite numbers."""
+        manifest = self.manifest
+        limit = (manifest.max_length - 4) // 2
+        passages = task.encode(
+            self.tokenizer, questions, max_length=manifest.max_length,
+            stride=max(0, min(manifest.stride, limit)),
+        )  # fmt: skip
+        logits = task.predict_logits(
+            self.model, task.windows_of(passages), batch_tokens=self.batch_tokens
+        )
+        if not np.isfinite(logits).all():
+            raise FilbertError(
+                f"{self.folder}: the model answers with NaN or infinity, so its weights are "
+                "damaged. Fetch or copy the model again, or train it anew"
+            )
+        most = self.settings.max_answer_tokens
+        return task.find(passages, logits, max_answer_tokens=most, n_best=n_best)
+
+    def line(self, answer: Answer, row: Any = None) -> str:
+        """An answer as one line for people: text, place, score, and the question."""
+        place = "" if answer["start"] is None else f"{answer['start']}-{answer['end']}"
+        text = " ".join(answer["answer"].split()) or "(no answer)"
+        parts = [text, place, f"{answer['score']:.4f}"]
+        if row is not None:
+            parts.append(row["question"] if isinstance(row, Mapping) else row[0])
+        lines = ["\t".join(parts)]
+        for other in answer.get("candidates", ())[1:]:
+            lines.append("  " + self.line(other))
+        return "\n".join(lines)
+
+    def evaluate(
+        self,
+        data: str | PathLike[str],
+        *,
+        encoding: str = "utf-8",
+        scoring: str = "auto",
+        threshold: float | None = None,
+        worst: int = 5,
+    ) -> dict[str, Any]:
+        """Scores on a file of questions with answers (SQuAD JSON and its kin).
+
+        `scoring`: `squad`, `cmrc`, or `auto`, which takes cmrc for Chinese texts. Returns `data`,
+        `rows`, `scores`, `scoring`, `settings`, `notes`, and the `worst` surest mistakes.
+        """
+        if scoring not in ("auto", "squad", "cmrc"):
+            raise UsageError(f"scoring {scoring!r}: expected auto, squad or cmrc")
+        if worst < 0:
+            raise UsageError(f"worst must be 0 or more, got {worst}")
+        questions = read_questions(data, encoding=encoding)
+        rule = rule_for(questions.contexts) if scoring == "auto" else scoring
+        settings = self.settings_with(threshold)
+        contexts = [questions.contexts[number] for number in questions.owner]
+        answers = task.decode(
+            self.spans(questions), contexts, settings, temperature=self.manifest.temperature
+        )
+        scores = task.score(answers, questions, rule=rule)  # type: ignore[arg-type]
+        mistakes = task.mistakes(answers, questions, rule=rule, count=worst)  # type: ignore[arg-type]
+        return {
+            "data": os.fspath(data), "rows": scores.pop("rows"), "scores": scores,
+            "scoring": rule, "settings": settings.model_dump(), "notes": questions.notes,
+            "worst": mistakes,
+        }  # fmt: skip
+
+
+def as_questions(pairs: Sequence[tuple[str, str]]) -> Questions:
+    """Pairs (question, context) in the form of a file; a context that comes twice is read once."""
+    numbers: dict[str, int] = {}
+    owner = [numbers.setdefault(context, len(numbers)) for _, context in pairs]
+    count = len(pairs)
+    return Questions(
+        list(numbers), np.asarray(owner, np.int64), [question for question, _ in pairs],
+        list(map(str, range(count))), [[] for _ in range(count)], [""] * count, "questions",
+    )  # fmt: skip
+
+
+def read_context(path: str | PathLike[str], *, encoding: str = "utf-8") -> str:
+    """The text of a file, character for character, so that offsets in it hold.
+
+    Raises `UsageError` for a file that is not there, `FilbertError` for one that is empty, too
+    long or not of that encoding.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        text = raw.decode(encoding)
+    except LookupError:
+        raise UsageError(f"unknown --encoding '{encoding}'; try utf-8, gb18030") from None
+    except UnicodeError as error:
+        raise FilbertError(f"{path} is not {encoding} ({error}); say --encoding") from None
+    if not text.strip():
+        raise FilbertError(f"{path} is empty; give a text that can be asked")
+    if len(text) > MOST_CONTEXT:
+        raise FilbertError(
+            f"{path} has {len(text):,} characters, more than {MOST_CONTEXT:,}; cut it into files "
+            "and ask the folder with filbert ask"
+        )
+    return text

@@ -1,0 +1,204 @@
+"""Search a file by meaning: the rows whose vectors are nearest to that of a question.
+
+    filbert search notes.txt "how do I get my money back" --bundle all-MiniLM-L6-v2
+    filbert search faq.csv "退款" --bundle runs/vectors --index faq.safetensors
+
+Every row is compared, exactly, in blocks. In memory are the vectors alone; the texts of the hits
+are read again at the end. Vectors are kept between searches only in a file that `--index` names:
+it carries a digest of the searched file and of the model, and a stale one is refused, not mended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from filbert.atomic import atomic_path
+from filbert.data.examples import stream_texts
+from filbert.errors import FilbertError, UsageError
+from filbert.infer.embed import Embedder
+from filbert.infer.predict import WINDOW, windows
+from filbert.infer.search_options import SearchOptions
+from filbert.layout import MAX_HEADER, check_safetensors, strict_json
+from filbert.tasks.embed import normalized
+from filbert.tasks.retrieval import nearest
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that was found: its number in the file, from 1, its cosine, its text."""
+
+    row: int
+    score: float
+    text: str
+
+
+def search(options: SearchOptions, embedder: Embedder) -> list[Hit]:
+    """The `options.top` rows of a file that are nearest to the query, best first.
+
+    Rows whose text is empty are never found. Raises `UsageError` for an index of another file or
+    model, `FilbertError` for a row without a text.
+    """
+    if not options.query.strip():
+        raise UsageError("the query is empty; expected a few words or a question")
+    if options.file == "-":
+        raise UsageError("a search reads its file twice; standard input can be read once. Save it")
+    vectors, rows = indexed(options, embedder)
+    asked = normalized(embedder.vectors([options.query], dimensions=options.dimensions))
+    places, scores = nearest(asked, vectors, top=options.top)
+    wanted = {int(rows[place]): float(value) for place, value in zip(places[0], scores[0],
+              strict=True)}  # fmt: skip
+    texts = texts_of(options, set(wanted))
+    return [Hit(row, value, texts[row]) for row, value in wanted.items()]
+
+
+def indexed(options: SearchOptions, embedder: Embedder) -> tuple[Floats, NDArray[np.int64]]:
+    """(n, d) the normalised vectors of a file's rows and (n,) the numbers of these rows: from the
+    index if there is one, which is else written if it was asked for."""
+    if options.index is None:
+        return computed(options, embedder)
+    path = Path(options.index)
+    stamp = stamp_of(options, embedder)
+    if path.exists():
+        return read_index(path, stamp)
+    vectors, rows = computed(options, embedder)
+    with atomic_path(path) as temp:
+        save_file({"vectors": vectors, "rows": rows}, temp, metadata={"filbert": stamp})
+    return vectors, rows
+
+
+def computed(options: SearchOptions, embedder: Embedder) -> tuple[Floats, NDArray[np.int64]]:
+    """The vectors of all rows that have a text, normalised, and the numbers of these rows."""
+    blocks, numbers = [], []
+    for block in windows(texts_and_numbers(options, embedder), WINDOW):
+        blocks.append(
+            normalized(embedder.vectors([t for _, t in block], dimensions=options.dimensions))
+        )
+        numbers += [number for number, _ in block]
+    if not blocks:
+        raise FilbertError(f"{options.file}: no row has any text")
+    return np.concatenate(blocks), np.asarray(numbers, np.int64)
+
+
+def texts_and_numbers(options: SearchOptions, embedder: Embedder) -> Iterator[tuple[int, str]]:
+    """Row number and text of each row that has one."""
+    rows = stream_texts(
+        options.file, text_column=options.text_column, format=options.format,
+        encoding=options.encoding, header=options.header,
+    )  # fmt: skip
+    for row, text, _ in rows:
+        if problem := embedder.problem(text):
+            raise FilbertError(f"{options.file}: row {row.number}: {problem}")
+        if text.strip():
+            yield row.number, text
+
+
+def texts_of(options: SearchOptions, wanted: set[int]) -> dict[int, str]:
+    """The texts of these rows; reading stops at the last of them."""
+    found: dict[int, str] = {}
+    rows = stream_texts(
+        options.file, text_column=options.text_column, format=options.format,
+        encoding=options.encoding, header=options.header,
+    )  # fmt: skip
+    for row, text, _ in rows:
+        if row.number in wanted and isinstance(text, str):
+            found[row.number] = text
+            if len(found) == len(wanted):
+                break
+    if len(found) < len(wanted):
+        raise FilbertError(f"{options.file} changed while it was searched; search again")
+    return found
+
+
+def stamp_of(options: SearchOptions, embedder: Embedder) -> str:
+    """What vectors belong to, as JSON: the file's and the model's content, and how they read."""
+    model = hashlib.sha256()
+    for name in sorted(path.name for path in embedder.folder.iterdir()):
+        if name.endswith(".safetensors") or name in ("config.json", "tokenizer.json", "vocab.txt"):
+            model.update(f"{name} {digest(embedder.folder / name)}\n".encode())
+    settings = embedder.settings
+    parts: dict[str, Any] = {
+        "file": digest(Path(options.file)),
+        "model": model.hexdigest(),
+        "settings": [settings.pooling, settings.max_length, options.dimensions],
+        "reading": [options.text_column, options.format, options.encoding, options.header],
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file. Raises `FilbertError`."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot open {path}: {error.strerror or error}") from None
+
+
+def read_index(path: Path, stamp: str) -> tuple[Floats, NDArray[np.int64]]:
+    """The vectors and row numbers of an index. `UsageError` where it belongs to something else,
+    `FilbertError` where it is damaged."""
+    shapes = check_safetensors(path)
+    kinds = {name: dtype for name, (dtype, _) in shapes.items()}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = strict_json(file.read(min(length, MAX_HEADER)), what=f"the header of {path}")
+    told = header.get("__metadata__", {}).get("filbert")
+    if kinds != {"vectors": "F32", "rows": "I64"} or told is None:
+        raise UsageError(f"--index {path}: this is no index that filbert search wrote")
+    found, wanted = strict_json(str(told).encode(), what=f"the stamp of {path}"), json.loads(stamp)
+    for part, words in (
+        ("file", "the searched file has changed since"),
+        ("model", "it was made with another model"),
+        ("settings", "it was made with another length, pooling or --dimensions"),
+        ("reading", "the file was read with other options"),
+    ):
+        if not isinstance(found, dict) or found.get(part) != wanted[part]:
+            raise UsageError(
+                f"--index {path} is stale: {words}. Remove it, and it is made anew, or name another"
+            )
+    tensors = load_file(path)
+    vectors, rows = tensors["vectors"], tensors["rows"]
+    if vectors.ndim != 2 or rows.shape != (len(vectors),):
+        raise FilbertError(f"--index {path} is damaged: {vectors.shape} vectors, {rows.shape} rows")
+    return vectors, rows
+
+
+def hit_lines(hits: list[Hit]) -> list[str]:
+    """The hits for people: place, cosine, row and text, a line each."""
+    return [
+        f"{place}\t{hit.score:.4f}\t{hit.row}\t{' '.join(hit.text.split())}"
+        for place, hit in zip(count(1), hits, strict=False)
+    ]
+
+
+def run_search(options: SearchOptions, as_json: bool) -> None:
+    """The verb `filbert search`: open the bundle, search, print."""
+    from filbert.infer.predict import load
+
+    embedder = load(options.bundle, device=options.device, batch_tokens=options.batch_tokens,
+                    threads=options.threads)  # fmt: skip
+    if not isinstance(embedder, Embedder):
+        raise UsageError(
+            f"--bundle {os.fspath(options.bundle)}: its task is {embedder.manifest.task}; a search "
+            "needs a model of sentence vectors, such as all-MiniLM-L6-v2, or one of filbert train "
+            "embed"
+        )
+    hits = search(options, embedder)
+    if as_json:
+        shown = [{"row": hit.row, "score": hit.score, "text": hit.text} for hit in hits]
+        print(json.dumps({"file": options.file, "query": options.query, "hits": shown}, indent=2))
+    else:
+        print("\n".join(hit_lines(hits)))

@@ -1,0 +1,284 @@
+"""Question answering from a file to answers: training, evaluation, prediction, a folder asked."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from filbert.bundle import Manifest, save_bundle
+from filbert.data.documents import passages, read_documents, terms
+from filbert.errors import FilbertError, UsageError
+from filbert.infer.answer import Answerer, read_context
+from filbert.infer.ask import Asker, ask, line
+from filbert.infer.ask_options import AskOptions
+from filbert.infer.predict import load
+from filbert.model.span_head import BertForQuestionAnswering
+from filbert.tasks.answer_scores import score_answers
+from filbert.text import BertTokenizer
+from filbert.train.answer import train_answer
+from filbert.train.answer_options import AnswerOptions
+from tests.tiny import save_base
+from tests.tiny_bundle import VOCABULARY, tiny_config
+from tests.tiny_questions import moods
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on questions some of which have no answer; texts are longer than a window."""
+    folder = tmp_path_factory.mktemp("answer")
+    base = save_base(folder / "base")
+    options = AnswerOptions(
+        data=str(moods(folder / "train.json", 300, silent=0.3, longest=40)),
+        dev=str(moods(folder / "dev.json", 80, seed=1, silent=0.3, longest=40)),
+        base=str(base), out=str(folder / "run"), max_length=24, stride=6, lr=3e-3, epochs=4,
+        batch_tokens=512, precision="float32", device="cpu", tensorboard=False,
+    )  # fmt: skip
+    result = train_answer(options, quiet=True)
+    assert result.scores["f1"] > 0.95, result.scores
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answerer(trained: Path) -> Answerer:
+    found = load(trained / "run", device="cpu", precision="float32")
+    assert isinstance(found, Answerer)
+    return found
+
+
+def test_the_bundle_says_what_it_is(trained: Path, answerer: Answerer) -> None:
+    manifest = answerer.manifest
+    assert manifest.task == "answer" and manifest.pair
+    assert (manifest.max_length, manifest.stride) == (24, 6)
+    assert answerer.settings.no_answer and np.isfinite(answerer.settings.threshold)
+    config = json.loads((trained / "run/config.json").read_text("utf-8"))
+    assert config["architectures"] == ["BertForQuestionAnswering"]
+    record = json.loads((trained / "run/evaluation.json").read_text("utf-8"))
+    assert record["scores"]["accuracy_unanswerable"] > 0.9
+
+
+def test_evaluate_is_what_training_reported(trained: Path, answerer: Answerer) -> None:
+    found = answerer.evaluate(trained / "dev.json", worst=2)
+    assert found["rows"] == 80 and found["scoring"] == "squad" and len(found["worst"]) <= 2
+    for name, value in answerer.manifest.scores.items():
+        assert found["scores"][name] == pytest.approx(value, abs=1e-6), name
+    # and what the answers of calls give
+    data = json.loads((trained / "dev.json").read_text("utf-8"))["data"][0]["paragraphs"]
+    rows = [(p["qas"][0]["question"], p["context"]) for p in data]
+    answers = answerer(rows)
+    golds = [[a["text"] for a in p["qas"][0]["answers"]] for p in data]
+    _, f1 = score_answers([a["answer"] for a in answers], golds, rule="squad")
+    assert f1.mean() == pytest.approx(found["scores"]["f1"])
+
+
+def test_forms_of_a_call(answerer: Answerer) -> None:
+    text = "the book was a hotel , the show was superb"
+    one = answerer("was the film good ?", text)
+    assert one["answer"] == "superb" == text[one["start"] : one["end"]]
+    assert 0 < one["score"] <= 1 and "candidates" not in one
+    assert answerer(["was the film good ?"], text) == [one]
+    assert answerer([("was the film good ?", text)]) == [one]
+    assert answerer(["was the film good ?"], [text]) == [one]
+    assert list(answerer.stream([{"question": "was the film good ?", "context": text}])) == [one]
+    silent = answerer("was the film good ?", "the book was a hotel the show")
+    assert silent["answer"] == "" and silent["start"] is None
+    never_silent = answerer("was the film good ?", "the book was a hotel", threshold=1e9)
+    assert never_silent["answer"]
+    several = answerer("was the film good ?", text, n_best=4)["candidates"]
+    assert len(several) == 4 and several[0]["answer"] == "superb"
+    assert answerer.line(one) == f"superb\t{one['start']}-{one['end']}\t{one['score']:.4f}"
+    assert answerer.line(silent).startswith("(no answer)\t\t")
+    assert answerer.answer_rows([]) == []
+
+
+def test_a_long_text_has_its_answer_found_with_its_place(answerer: Answerer) -> None:
+    text = "the book was a hotel " * 4_000 + "\0 awful " + "the show was a book " * 8_000
+    assert len(text) > 240_000
+    found = answerer("was the film good ?", text)
+    assert found["answer"] == "awful" and found["start"] == text.index("awful")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("Who?", "  "), "item 0: the context is empty"),
+        (("", "text"), "item 0: the question is empty"),
+        (("Who?", None), "item 0: context: expected a text .* None"),
+        ("Who?", "item 0: expected a pair"),
+        ({"question": "Who?"}, "expected the keys question and context, got question"),
+        (("the " * 30, "text"), "the question has 30 tokens; beside a context a window holds 10"),
+    ],
+)
+def test_rows_that_cannot_be_read(answerer: Answerer, row: Any, message: str) -> None:
+    with pytest.raises(FilbertError, match=message):
+        answerer([row])
+
+
+def test_lists_of_different_lengths(answerer: Answerer) -> None:
+    with pytest.raises(FilbertError, match="2 questions but 1 contexts"):
+        answerer(["a", "b"], ["c"])
+    with pytest.raises(UsageError, match="scoring"):
+        answerer.evaluate("x.json", scoring="rouge")
+
+
+def test_a_run_is_resumed_and_repeated_alike(trained: Path) -> None:
+    again = AnswerOptions(
+        data=str(trained / "train.json"), base=str(trained / "base"), out=str(trained / "short"),
+        max_length=24, stride=6, epochs=1, limit=60, batch_tokens=512, device="cpu",
+        precision="float32", tensorboard=False, test=str(trained / "dev.json"), threads=1,
+    )  # fmt: skip
+    first = train_answer(again, quiet=True)  # no dev file: texts are held out
+    weights = (trained / "short/model.safetensors").read_bytes()
+    other = again.model_copy(update={"overwrite": True})
+    second = train_answer(other, quiet=True)
+    assert first.scores == second.scores
+    assert weights == (trained / "short/model.safetensors").read_bytes()
+    done = train_answer(again.model_copy(update={"resume": True}), quiet=True)
+    assert "finished already" in done.notes[0]
+
+
+def test_options_that_cannot_be(trained: Path) -> None:
+    options = AnswerOptions(
+        data=str(trained / "train.json"), base=str(trained / "base"), out=str(trained / "none"),
+        metric="accuracy",
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="there are f1, exact_match, loss"):
+        train_answer(options, quiet=True)
+    assert not (trained / "none").exists()
+
+
+# --- a bundle without silence, and Chinese --------------------------------------------------------
+
+
+def test_a_model_that_always_answers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(tiny_config()).eval()
+    save_bundle(
+        tmp_path, model=model, tokenizer=BertTokenizer(VOCABULARY),
+        manifest=Manifest(task="answer", pair=True, max_length=40, stride=8),
+    )  # fmt: skip
+    answer = load(tmp_path, device="cpu", precision="float32")
+    text = "你好，世界。銀行在河邊！" * 20
+    found = answer("世界？", text, n_best=20)
+    for item in found["candidates"]:
+        assert text[item["start"] : item["end"]] == item["answer"] != ""
+    with pytest.raises(UsageError, match="always answers"):
+        answer("世界？", text, threshold=1.0)
+    with torch.no_grad():
+        answer.model.qa_outputs.bias.fill_(float("nan"))
+    with pytest.raises(FilbertError, match="NaN"):
+        answer("世界？", text)
+
+
+def test_read_context(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("一\r\n二".encode())
+    assert read_context(tmp_path / "a.txt") == "一\r\n二"
+    (tmp_path / "b.txt").write_bytes("一二".encode("gb18030"))
+    with pytest.raises(FilbertError, match="--encoding"):
+        read_context(tmp_path / "b.txt")
+    assert read_context(tmp_path / "b.txt", encoding="gb18030") == "一二"
+    (tmp_path / "c.txt").write_text(" \n")
+    with pytest.raises(FilbertError, match="is empty"):
+        read_context(tmp_path / "c.txt")
+    with pytest.raises(UsageError, match="cannot read"):
+        read_context(tmp_path / "none.txt")
+
+
+# --- a folder of documents ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "docs"
+    (root / "sub").mkdir(parents=True)
+    filler = "\n".join(["the book was a hotel"] * 80)
+    (root / "film.md").write_text(f"{filler}\nthe film was superb\n{filler}\n", "utf-8")
+    (root / "sub/food.txt").write_text("the food was a food\n", "utf-8")
+    (root / "中文.txt").write_text("退貨需要七天。銀行在河邊。", "utf-8")
+    (root / "binary.txt").write_bytes(b"\0\1\2")
+    (root / "latin.txt").write_bytes("é".encode("latin-1"))
+    (root / "picture.png").write_bytes(b"\x89PNG")
+    (root / "empty.txt").write_text("\n")
+    (root / ".hidden.txt").write_text("the film was awful")
+    return root
+
+
+def test_documents_are_cut_and_found(folder: Path) -> None:
+    pytest.importorskip("bm25s")
+    library = read_documents(folder)
+    assert library.names == ["film.md", "sub/food.txt", "中文.txt"]
+    assert "left out 3 files" in library.notes[0] and "binary.txt holds NUL" in library.notes[0]
+    assert "1 files are not of the kinds" in library.notes[1]
+    whole = "".join(library.text(i) for i in range(len(library)) if library.file(i) == "film.md")
+    assert whole.strip() == library.texts[0].strip() and len(library) > 4
+    assert "film was superb" in library.text(library.search("which FILM", count=3)[0])
+    assert library.file(library.search("退貨要幾天", count=1)[0]) == "中文.txt"
+    assert library.search("zebra", count=5) == []
+    with pytest.raises(UsageError, match="is no folder"):
+        read_documents(folder / "none")
+    with pytest.raises(FilbertError, match=r"no text to ask"):
+        (folder / "sub2").mkdir()
+        read_documents(folder / "sub2")
+
+
+def test_passages_and_terms() -> None:
+    text = "Word. " * 1000 + "\n" + "x" * 4000
+    places = passages(text)
+    assert places[0][0] == 0 and places[-1][1] == len(text)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(places))
+    assert max(b - a for a, b in places) <= 1600
+    assert text[places[0][0] : places[0][1]].endswith((". ", "."))
+    assert passages(" \n … ") == []
+    assert terms("ＡＢＣ's 退貨期 7天") == ["abc", "s", "退", "貨", "期", "退貨", "貨期", "7", "天"]
+
+
+def test_a_folder_is_asked(
+    trained: Path, answerer: Answerer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bm25s")
+    library = read_documents(folder)
+    asker = Asker(answerer, library)
+    found = asker("was the film good ?")
+    assert found and found[0]["answer"] == "superb" and found[0]["file"] == "film.md"
+    for item in found:
+        text = library.texts[library.names.index(item["file"])]
+        assert text[item["start"] : item["end"]] == item["answer"]
+    assert sum(item["score"] for item in found) <= 1 + 1e-9
+    assert asker("zebra ?") == []
+    with pytest.raises(FilbertError, match="the question has 30 tokens"):
+        asker("the " * 30)
+    options = AskOptions(
+        documents=str(folder), question=["was the film good ?", "zebra ?"],
+        bundle=str(trained / "run"), top_k=1,
+    )  # fmt: skip
+    capsys.readouterr()
+    ask(options, False)
+    shown = capsys.readouterr()
+    assert line(found[0]).split("\t")[:2] == shown.out.splitlines()[1].split("\t")[:2]
+    assert shown.out.splitlines()[2:] == ["zebra ?", "(no answer in these documents)"]
+    assert "left out 3 files" in shown.err
+    ask(options, True)
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["answers"][0]["answer"] == "superb"
+
+
+def test_sentence_vectors_put_passages_in_order(answerer: Answerer, folder: Path) -> None:
+    pytest.importorskip("bm25s")
+
+    class Vectors:
+        """Likes the texts that hold 'superb'."""
+
+        def __call__(self, texts: Any) -> Any:
+            if isinstance(texts, str):
+                return np.array([0.0, 2.0], np.float32)
+            return np.array([[1.0, 5.0 if "superb" in t else 0.1] for t in texts], np.float32)
+
+    library = read_documents(folder)
+    asker = Asker(answerer, library, embedder=Vectors(), passages=1)  # type: ignore[arg-type]
+    (number,) = asker.find("the book was a hotel ?")
+    assert "superb" in library.text(number)

@@ -1,0 +1,123 @@
+"""Pairs of texts: the layouts that people have, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from filbert.data.pairs import Pairs, read_pairs, read_sources, split_pairs
+from filbert.errors import FilbertError, UsageError
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def test_two_parallel_files_also_compressed(tmp_path: Path) -> None:
+    source = tmp_path / "train.en.gz"
+    source.write_bytes(gzip.compress(b"A dog.\nTwo men.\n"))
+    target = write(tmp_path / "train.de", "Ein Hund.\nZwei Männer.\n")
+    pairs = read_pairs(str(source), target)
+    assert pairs.sources == ["A dog.", "Two men."]
+    assert pairs.targets == ["Ein Hund.", "Zwei Männer."]
+    assert pairs.id(1) == "train.en.gz:2"
+    assert pairs.references is None
+
+
+def test_parallel_files_of_different_lengths_name_the_first_line(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.en", "one\ntwo\nthree\n")
+    target = write(tmp_path / "a.de", "eins\nzwei\n")
+    with pytest.raises(FilbertError, match=r"a\.de ends after 2 lines, and line 3 of .*a\.en"):
+        read_pairs(source, target)
+    with pytest.raises(FilbertError, match=r"a\.de ends after 2 lines"):
+        read_pairs(target, source)
+
+
+def test_a_table_without_header_and_with_attribution(tmp_path: Path) -> None:
+    """Tatoeba's own layout: a byte-order mark, three columns, a name in .txt."""
+    path = write(tmp_path / "cmn.txt", "\ufeffHi.\t嗨。\tCC-BY (a)\nRun.\t你用跑的。\tCC-BY (b)\n")
+    pairs = read_pairs(path)
+    assert pairs.sources == ["Hi.", "Run."]
+    assert pairs.targets == ["嗨。", "你用跑的。"]
+    assert read_pairs(path, source_column="2", target_column="1").sources == pairs.targets
+
+
+def test_columns_by_name_and_by_guess(tmp_path: Path) -> None:
+    text = "id\ttarget\tsource\n1\tHallo.\tHello.\n"
+    path = write(tmp_path / "a.tsv", text)
+    assert read_pairs(path).sources == ["Hello."]
+    assert read_pairs(path, source_column="target", target_column="source").sources == ["Hallo."]
+    with pytest.raises(UsageError, match=r"no column 'sourc'.*Did you mean 'source'"):
+        read_pairs(path, source_column="sourc")
+    other = write(tmp_path / "b.tsv", "id\tx\ty\n1\ta\tb\n")
+    with pytest.raises(UsageError, match="--source-column and --target-column"):
+        read_pairs(other)
+
+
+def test_json_lines_nested_lists_and_references(tmp_path: Path) -> None:
+    rows = [{"translation": {"en": "A dog.", "de": "Ein Hund."}}]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pairs = read_pairs(path, source_column="en", target_column="de")
+    assert (pairs.sources, pairs.targets) == (["A dog."], ["Ein Hund."])
+    # SciTLDR: sentences of an abstract, several summaries
+    rows = [{"source": ["One.", "Two."], "target": ["Short.", "Shorter."]}]
+    path = write(tmp_path / "b.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    pairs = read_pairs(path)
+    assert pairs.sources == ["One. Two."]
+    assert pairs.targets == ["Short."]
+    assert pairs.all_references() == [["Short.", "Shorter."]]
+
+
+def test_an_empty_side_is_refused_or_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "source\ttarget\nHi.\tHallo.\nYes.\t \n")
+    with pytest.raises(FilbertError, match=r"a\.tsv, row 2: the target is empty"):
+        read_pairs(path)
+    pairs = read_pairs(path, empty="skip")
+    assert len(pairs) == 1
+    assert "1 pairs with an empty side left out" in pairs.notes[0]
+
+
+def test_a_cell_that_is_no_text(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", '{"source": "a", "target": "b"}\n{"source": 3, "target": "c"}\n'
+    )
+    with pytest.raises(FilbertError, match="row 2: column 'source' holds int 3, not a text"):
+        read_pairs(path)
+
+
+def test_sources_alone(tmp_path: Path) -> None:
+    assert list(read_sources(write(tmp_path / "a.txt", "one\ntwo\n"))) == ["one", "two"]
+    path = write(tmp_path / "a.jsonl", '{"id": "1", "source": "x", "target": "y"}\n')
+    assert list(read_sources(path)) == ["x"]
+
+
+def test_the_split_depends_on_the_source_alone_and_leaks_nothing() -> None:
+    sources = [f"Sentence number {i // 2}." for i in range(4000)]  # each twice
+    targets = [f"Satz {i % 1500}." for i in range(4000)]
+    pairs = Pairs(sources, targets, list(range(1, 4001)), "x.tsv")
+    train, dev, test = split_pairs(pairs, dev=0.1, test=0.1)
+    assert test is not None
+    parts = (train, dev, test)
+    for side in ("sources", "targets"):
+        sets = [set(getattr(part, side)) for part in parts]
+        assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    assert 0.05 < len(test) / 4000 < 0.15
+    # another order, other cases and marks: the same parts
+    order = list(reversed(range(4000)))
+    turned = Pairs([sources[i].upper() for i in order], [targets[i] for i in order], order, "x.tsv")
+    again = split_pairs(turned, dev=0.1, test=0.1)
+    assert {s.lower() for s in again[1].sources} == {s.lower() for s in dev.sources}
+    assert "left out whose target" in train.notes[-1]
+
+
+def test_real_files(shared_data: Path) -> None:
+    folder = shared_data / "multi30k"
+    pairs = read_pairs(str(folder / "val.en.gz"), str(folder / "val.de.gz"))
+    assert len(pairs) == 1014
+    tatoeba = read_pairs(str(shared_data / "tatoeba" / "cmn.txt"))
+    assert len(tatoeba) > 29_000
+    assert tatoeba.targets[0] == "嗨。"

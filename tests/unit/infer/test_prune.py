@@ -1,0 +1,212 @@
+"""Pruning a bundle: what is chosen, what is told, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from filbert import load
+from filbert.bundle import open_bundle, read_manifest
+from filbert.errors import FilbertError, UsageError
+from filbert.infer.prune import _read, choose_heads, choose_layers, head_importance, prune
+from filbert.infer.prune_options import PruneOptions
+from filbert.model.bert import BertForMaskedLM
+from filbert.model.prune import layers_of, only_layers
+from filbert.tasks import classify
+from tests.tiny_bundle import tiny_bundle, tiny_encoder
+
+TEXTS = [
+    "free prize call now", "lunch at home", "the river bank", "call home now !", "i need it",
+    "你好 世界", "free free free lunch by the bank of the river & it is a prize " * 3, "prize",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of four layers, and rows labelled as it answers, with one mistake."""
+    folder = tmp_path_factory.mktemp("prune")
+    tiny_bundle(folder / "whole", num_hidden_layers=4)
+    answers = load(folder / "whole", precision="float32")(TEXTS)
+    labels = [answer["label"] for answer in answers]
+    labels[0] = "spam" if labels[0] == "ham" else "ham"
+    rows = "".join(f"{t}\t{label}\n" for t, label in zip(TEXTS, labels, strict=True))
+    (folder / "rows.tsv").write_text("text\tlabel\n" + rows, "utf-8")
+    (folder / "corpus.txt").write_text("\n".join(TEXTS) + "\n", "utf-8")
+    return folder
+
+
+def asked(place: Path, out: str = "out", **changes: Any) -> PruneOptions:
+    values = {"bundle": str(place / "whole"), "out": str(place / out), "device": "cpu"}
+    return PruneOptions.model_validate({**values, **changes})
+
+
+def test_layers_go_one_by_one_the_least_needed_first(place: Path) -> None:
+    data = str(place / "rows.tsv")
+    result = prune(asked(place, "two", layers=2, data=data), quiet=True)
+    bundle = open_bundle(place / "whole")
+    rows = _read(data, asked(place), bundle, limit=None)
+    left = [0, 1, 2, 3]
+    for _ in range(2):  # every choice, by hand
+        scores = {}
+        for rest in itertools.combinations(left, len(left) - 1):
+            with only_layers(bundle.model, rest):
+                found = rows.scores(bundle.model)  # type: ignore[arg-type]
+            scores[rest] = (found["accuracy"], -(found["loss"] or 0))
+        left = list(max(scores, key=lambda rest: scores[rest]))
+    assert result.record["layers"] == left
+    with only_layers(bundle.model, left):
+        assert result.record["after"] == rows.scores(bundle.model)  # type: ignore[arg-type]
+    manifest = read_manifest(place / "two")
+    assert manifest.provenance["pruned"] == result.record
+    assert manifest.provenance["pruned"]["before"]["accuracy"] == 7 / 8
+    assert manifest.scores == result.record["after"]
+    assert len(layers_of(open_bundle(place / "two").model)) == 2
+    assert "accuracy: 0.8750 before" in str(result) and "8 rows" in str(result)
+    assert result.record["parameters"][1] < result.record["parameters"][0]
+
+
+def test_importance_is_the_mean_size_of_each_rows_gradient(place: Path) -> None:
+    """Michel et al. 2019, equation 2, one row at a time; a text in two windows is one row."""
+    bundle = open_bundle(place / "whole")
+    model: Any = bundle.model
+    rows = _read(str(place / "rows.tsv"), asked(place), bundle, limit=None)
+    found = head_importance(model, rows)
+    total = np.zeros((4, 4))
+    for row in range(len(TEXTS)):
+        for layer, head in itertools.product(range(4), range(4)):
+            output = layers_of(model)[layer].attention.output.dense  # type: ignore[union-attr]
+            old, losses = output.weight.detach().clone(), []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    output.weight[:, head * 4 : head * 4 + 4] *= 1 + sign * 1e-2
+                    logits = classify.logits_of(model, rows.encoded.gather(np.array([row])))
+                    gold = torch.from_numpy(rows.gold[[row]])
+                    losses.append(torch.nn.functional.cross_entropy(logits, gold).item())
+                    output.weight.copy_(old)
+            total[layer, head] += abs(losses[0] - losses[1]) / 2e-2
+    expected = total / np.linalg.norm(total, axis=1, keepdims=True)
+    assert found == pytest.approx(expected, abs=0.01)
+    assert all(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_least_important_heads_go() -> None:
+    importance = np.array([[0.5, 0.1, 0.9], [0.2, 0.3, 0.05]])
+    assert choose_heads(importance, 3) == {0: [1], 1: [0, 2]}
+    assert choose_heads(importance, 5) == {1: [2]}
+    with pytest.raises(UsageError, match="2 x 3 heads"):
+        choose_heads(importance, 6)
+
+
+def test_heads_are_silenced_and_said_to_be(place: Path) -> None:
+    options = asked(place, "heads", heads=10, data=str(place / "rows.tsv"))
+    result = prune(options, quiet=True)
+    silent = result.record["silenced_heads"]
+    assert sum(map(len, silent.values())) == 6
+    assert result.record["parameters"][0] == result.record["parameters"][1]
+    assert "size and speed stay" in str(result)
+    model: Any = open_bundle(place / "heads").model
+    for layer, heads in silent.items():
+        weight = model.bert.encoder.layer[int(layer)].attention.output.dense.weight
+        assert not weight.unflatten(1, (4, 4))[:, heads].any()
+
+
+def test_a_trimmed_vocabulary_gives_the_same_answers(place: Path) -> None:
+    corpus, data = str(place / "corpus.txt"), str(place / "rows.tsv")
+    result = prune(asked(place, "words", vocab=[corpus], data=data), quiet=True)
+    before, after = result.record["vocabulary"]
+    assert after < before
+    assert result.record["before"] == result.record["after"]
+    whole, small = (load(place / name, precision="float32") for name in ("whole", "words"))
+    assert np.array_equal(whole.logits(TEXTS), small.logits(TEXTS))
+    assert len(small.tokenizer) == after == small.model.config.vocab_size
+
+
+def test_a_trimmed_model_of_words_fills_blanks_as_before(tmp_path: Path) -> None:
+    tiny_encoder(tmp_path / "whole", BertForMaskedLM)
+    (tmp_path / "corpus.jsonl").write_text('{"body": "the river bank"}\n{"body": "it"}\n', "utf-8")
+    options = PruneOptions(
+        bundle=str(tmp_path / "whole"), out=str(tmp_path / "small"), corpus_column="body",
+        vocab=[str(tmp_path / "corpus.jsonl")],
+    )  # fmt: skip
+    record = prune(options, quiet=True).record
+    assert "before" not in record and record["vocabulary"][1] < record["vocabulary"][0]
+    targets = ["bank", "it"]
+    words = [
+        load(tmp_path / name, precision="float32")("the river [MASK]", targets=targets)
+        for name in ("whole", "small")
+    ]
+    whole, small = (found["blanks"][0]["words"] for found in words)
+    ratios = [a["score"] / b["score"] for a, b in zip(whole, small, strict=True)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-4) and ratios[0] < 1  # fewer words share
+
+
+def test_everything_at_once(place: Path) -> None:
+    result = prune(
+        asked(
+            place, "all", layers=3, heads=9, vocab=[str(place / "corpus.txt")],
+            data=str(place / "rows.tsv"), test=str(place / "rows.tsv"), limit=4,
+        ),
+        quiet=True,
+    )  # fmt: skip
+    assert result.record["scored_on"] == "rows.tsv, 8 rows"
+    assert load(place / "all", precision="float32")("free prize")["label"] in ("ham", "spam")
+    scores = result.record["after"]
+    rows = open_bundle(place / "all")
+    again = _read(str(place / "rows.tsv"), asked(place), rows, limit=None)
+    assert again.scores(rows.model)["accuracy"] == scores["accuracy"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "nothing to prune"),
+        ({"layers": 2}, "labelled rows with --data"),
+        ({"layers": 4, "data": "rows"}, "has 4 layers; name fewer"),
+        ({"layers": 2, "data": "rows", "metric": "mse"}, "--metric 'mse': there are loss"),
+        ({"heads": 16, "data": "rows"}, "4 x 4 heads"),
+        ({"vocab": ["corpus"], "test": "rows"}, "--test goes with"),
+        ({"vocab": ["corpus"], "out": "whole"}, "is the bundle itself"),
+        ({"vocab": ["corpus"], "out": "full"}, "give --overwrite"),
+        ({"vocab": ["corpus"], "out": "full", "overwrite": True}, "is no bundle"),
+        ({"vocab": ["empty.txt"]}, "no text in it"),
+    ],
+)
+def test_what_cannot_be_done_is_told(place: Path, changes: dict[str, Any], words: str) -> None:
+    (place / "full").mkdir(exist_ok=True)
+    (place / "full" / "letter.txt").write_text("mine")
+    (place / "empty.txt").write_text("\n\n")
+    files = {"rows": "rows.tsv", "corpus": "corpus.txt", "empty.txt": "empty.txt"}
+    changes = dict(changes)
+    for name in ("data", "test"):
+        if name in changes:
+            changes[name] = str(place / files[changes[name]])
+    if "vocab" in changes:
+        changes["vocab"] = [str(place / files[name]) for name in changes["vocab"]]
+    options = asked(place, changes.pop("out", "refused"), **changes)
+    with pytest.raises(FilbertError, match=words):
+        prune(options, quiet=True)
+    assert not (place / "refused").exists()
+
+
+def test_other_tasks_are_measured_by_nobody_here(tmp_path: Path, place: Path) -> None:
+    folder = tiny_encoder(tmp_path / "fill", BertForMaskedLM)
+    options = asked(place, bundle=str(folder), layers=1, data=str(place / "rows.tsv"))
+    with pytest.raises(UsageError, match="holds a BertForMaskedLM"):
+        prune(options, quiet=True)
+
+
+def test_layers_by_a_score_where_less_is_better(place: Path) -> None:
+    bundle = open_bundle(place / "whole")
+    model: Any = bundle.model
+    rows = _read(str(place / "rows.tsv"), asked(place), bundle, limit=None)
+    (dropped,) = {0, 1, 2, 3} - set(choose_layers(model, rows, 3, metric="loss"))
+    losses = {}
+    for layer in range(4):
+        with only_layers(model, [other for other in range(4) if other != layer]):
+            losses[layer] = rows.scores(model)["loss"]
+    assert dropped == min(losses, key=lambda layer: losses[layer] or 0.0)
