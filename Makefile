@@ -68,5 +68,5 @@ $(VENV)/.installed-demo: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[dev,demo,pretrain,tensorboard]'
+	$(INSTALL) --editable '.[dev,demo,pretrain,tasks,tensorboard]'
 	@touch $@ $(VENV)/.installed-demo

@@ -1,4 +1,4 @@
-"""filbert takes plain text to a working BERT: it fine-tunes, evaluates, explains and predicts.
+"""filbert takes plain text to a working BERT: it trains, evaluates, explains and predicts.
 
     from filbert import load
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         BertForMaskedLM,
         BertForPreTraining,
         BertForSequenceClassification,
+        BertForTokenClassification,
         BertModel,
     )
     from filbert.model.config import BertConfig
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
         ModernBertModel,
     )
     from filbert.model.modern_config import ModernBertConfig
+    from filbert.model.seq2seq import BertForSeq2SeqLM
+    from filbert.model.span_head import BertForQuestionAnswering
     from filbert.text.tokenizer import BertTokenizer, BertTokenizerFast
 
 __version__ = "0.1.0"
@@ -38,7 +41,10 @@ __all__ = [
     "BertConfig",
     "BertForMaskedLM",
     "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSeq2SeqLM",
     "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "BertTokenizer",
     "BertTokenizerFast",
@@ -56,7 +62,10 @@ _HOME = {
     "BertConfig": ("filbert.model.config", "BertConfig"),
     "BertForMaskedLM": ("filbert.model.bert", "BertForMaskedLM"),
     "BertForPreTraining": ("filbert.model.bert", "BertForPreTraining"),
+    "BertForQuestionAnswering": ("filbert.model.span_head", "BertForQuestionAnswering"),
+    "BertForSeq2SeqLM": ("filbert.model.seq2seq", "BertForSeq2SeqLM"),
     "BertForSequenceClassification": ("filbert.model.bert", "BertForSequenceClassification"),
+    "BertForTokenClassification": ("filbert.model.bert", "BertForTokenClassification"),
     "BertModel": ("filbert.model.bert", "BertModel"),
     "BertTokenizer": ("filbert.text.tokenizer", "BertTokenizer"),
     "BertTokenizerFast": ("filbert.text.tokenizer", "BertTokenizerFast"),

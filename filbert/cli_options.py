@@ -46,13 +46,19 @@ def command_from_fields(
     fields; they name a folder.
     """
     options: dict[str, Any] = {}
+    needed: list[str] = []
     for name in arguments:
         field = model.model_fields.get(name)
         shown: Any = typer.Argument(
             metavar=name.upper(), help=RECIPE if field is None else field.description
         )
         several = field is not None and get_origin(field.annotation) is list
-        options[name] = Annotated[list[str] | None if several else str | None, shown]
+        kind: Any = list[str] if several else str
+        if not recipes and field is not None and field.is_required():
+            needed.append(name)
+        else:  # it may stand in the recipe
+            kind = kind | None
+        options[name] = Annotated[kind, shown]
     if recipes and "recipe" not in arguments:
         recipe: Any = typer.Option("--recipe", metavar="FILE", help=RECIPE)
         options["recipe"] = Annotated[str | None, recipe]
@@ -78,11 +84,11 @@ def command_from_fields(
         given = {name: value for name, value in typed.items() if value not in (None, [])}
         run(given, recipe, as_json)
 
-    kind = inspect.Parameter.KEYWORD_ONLY
+    defaults: dict[str, Any] = {"as_json": False, **dict.fromkeys(needed, inspect.Parameter.empty)}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
-                name, kind, default=False if name == "as_json" else None, annotation=note
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=note
             )
             for name, note in options.items()
         ]

@@ -36,10 +36,13 @@ def save_reference(folder: Path, *, seed: int, **decoder: Any) -> transformers.E
     for weight in model.parameters():  # biases and norms too
         if weight.dim() == 1:
             weight.data.add_(0.1 * torch.randn_like(weight))
-    # a tied word matrix makes a random decoder repeat itself: let source and place weigh more
+    # feed-forward layers at random make all tokens alike, and a tied word matrix repeats itself:
+    # let source and place weigh more, so that texts differ
     model.decoder.bert.embeddings.position_embeddings.weight.data.mul_(2.0)
+    for layer in (*model.encoder.encoder.layer, *model.decoder.bert.encoder.layer):
+        layer.output.dense.weight.data.mul_(0.1)
     for layer in model.decoder.bert.encoder.layer:
-        layer.crossattention.output.dense.weight.data.mul_(4.0)
+        layer.crossattention.output.dense.weight.data.mul_(2.0)
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=START, eos_token_id=END, pad_token_id=PAD, bos_token_id=START
     )

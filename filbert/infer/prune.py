@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from filbert.errors import FilbertError, UsageError
 from filbert.infer.prune_options import PruneOptions
 from filbert.model.device import choose_device
 from filbert.model.modern_config import ModernBertConfig
+from filbert.model.pretrained import PretrainedModel
 from filbert.model.prune import (
     head_gates,
     keep_layers,
@@ -46,6 +47,7 @@ from filbert.model.prune import (
     silence_heads,
 )
 from filbert.tasks import classify, metrics
+from filbert.tasks.calibrate import fit_temperature, fit_thresholds
 from filbert.text import BertTokenizer
 from filbert.text.trim_vocabulary import UsedTokens, check_same, trim_tokenizer
 
@@ -162,6 +164,10 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
         silence_heads(model, silent)
         record["silenced_heads"] = {str(layer): heads for layer, heads in silent.items()}
         record["head_importance"] = np.round(importance, 4).tolist()
+    if rows is not None and (options.layers is not None or options.heads is not None):
+        assert told is not None
+        calibrate(manifest, model, rows)
+        told = replace(told, manifest=manifest)
     if options.vocab:
         model.cpu()
         before = model.config.vocab_size
@@ -170,6 +176,7 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
         if told is not None:
             told = _read(options.test or str(options.data), options, bundle, tokenizer=tokenizer,
                          limit=options.limit if options.test is None else None)  # fmt: skip
+            told = replace(told, manifest=manifest)
     record["parameters"] = [size, _parameters(model)]
     if told is not None:
         assert isinstance(model, classify.Classifier)
@@ -181,6 +188,16 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
         manifest.provenance["scored_on"] = told.name
     save_bundle(options.out, model=model.cpu(), tokenizer=tokenizer, manifest=manifest)
     return Pruned(Path(options.out), record, time.monotonic() - began)
+
+
+def calibrate(manifest: Manifest, model: PretrainedModel, rows: Rows) -> None:
+    """Fit the temperature and, for several labels, the thresholds of the changed model anew, on the
+    rows that its parts were chosen on. Changes the manifest."""
+    assert isinstance(model, classify.Classifier) and manifest.problem_type is not None
+    logits = classify.predict_logits(model, rows.encoded, batch_tokens=rows.batch_tokens)
+    manifest.temperature = fit_temperature(logits, rows.gold, manifest.problem_type)
+    if manifest.problem_type == "multi_label_classification":
+        manifest.thresholds = fit_thresholds(logits / manifest.temperature, rows.gold)
 
 
 def choose_layers(

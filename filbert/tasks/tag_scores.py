@@ -4,7 +4,7 @@
     scores["f1"], scores["per_class"]["PER"]["recall"]
 
 An entity counts as found where its words and its type are right (Tjong Kim Sang and De Meulder
-2003). Numbers are plain Python and go into JSON as they are. seqeval needs the extra `tag`.
+2003). Numbers are plain Python and go into JSON as they are. seqeval needs the extra `tasks`.
 `fit_confidence` makes the score of an entity a probability that can be believed: Platt 1999,
 "Probabilistic outputs for support vector machines", on the entities found in the dev set.
 """

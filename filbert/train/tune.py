@@ -316,6 +316,9 @@ def combine_seeds(options: TuneOptions, out: Path, results: list[TrainResult]) -
     ):
         if (best.out / name).is_file():
             shutil.copy2(best.out / name, out / name)
+    for name in sorted(folder.BUNDLE_FOLDERS):
+        if (best.out / name).is_dir():
+            shutil.copytree(best.out / name, out / name, dirs_exist_ok=True)
     seeds = [seed for result in results for seed in result.seeds]
     summary = {"best": str(best.out.name), "seeds": seeds, "scores": table}
     write_file(out / folder.SEEDS, json.dumps(summary, indent=2) + "\n")

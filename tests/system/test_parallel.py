@@ -128,7 +128,7 @@ def interrupted(
         assert "SignalException" in errors
 
 
-LONGER = {"steps": 400, "eval-every": 100, "save-every": 10_000}
+LONGER = {"steps": 160, "eval-every": 40, "save-every": 10_000}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_resume_on_two_then_one_then_two(
     assert done.returncode == 0, done.stderr[-3000:]
     assert "started with 1" in done.stderr or "started with 2" in done.stderr
     mine, its = losses(out, "eval"), losses(unbroken, "eval")
-    # 400 steps of a loss that falls by 0.7: rounding has grown, not the order of the samples
+    # 160 steps of a loss that falls by 0.5: rounding has grown, not the order of the samples
     assert np.abs(mine - its).max() < 5e-3
     assert (out / "filbert.json").is_file()
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -268,13 +269,16 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe(recipe: Path, command_line: Any) -> None:
-    from filbert.train.options import ClassifyOptions, parse_options, read_recipe
-    from filbert.train.pretrain_options import PretrainOptions
+    from filbert.cli_verbs import VERBS
+    from filbert.train.options import parse_options, read_recipe
 
     values = read_recipe(recipe)
     # what a recipe leaves to the command line
-    pretrains = "filbert pretrain" in recipe.read_text(encoding="utf-8")
-    kind = PretrainOptions if pretrains else ClassifyOptions
+    told = re.search(r"filbert (?:train )?([a-z-]+)", recipe.read_text(encoding="utf-8"))
+    assert told is not None
+    verb = next(verb for verb in VERBS if verb.name == told[1])
+    module, name = verb.options.split(":")
+    kind, pretrains = getattr(importlib.import_module(module), name), verb.name == "pretrain"
     wanted = ("data", "out") if pretrains else ("data", "base", "out")
     typed = {name: "typed" for name in wanted if name not in values}
     options = parse_options({**typed, **values}, kind, source=str(recipe))

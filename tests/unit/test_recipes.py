@@ -164,8 +164,8 @@ def load_benchmark(name: str) -> ModuleType:
 def test_scores_covers_every_recipe_with_the_metric_that_picks_its_checkpoint() -> None:
     scores = load_benchmark("scores")
     assert set(scores.TASKS) == EXPECTED
-    for path in RECIPES:
-        task, options = scores.TASKS[path.stem], options_of(path)
+    for name, task in scores.TASKS.items():
+        options = options_of(ROOT / "recipes" / f"{name}.toml")
         assert task.metrics[0] == options.metric
         assert task.is_dev == (options.dev is not None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,33 @@ def test_layers_go_one_by_one_the_least_needed_first(place: Path) -> None:
             scores[rest] = (found["accuracy"], -(found["loss"] or 0))
         left = list(max(scores, key=lambda rest: scores[rest]))
     assert result.record["layers"] == left
-    with only_layers(bundle.model, left):
-        assert result.record["after"] == rows.scores(bundle.model)  # type: ignore[arg-type]
     manifest = read_manifest(place / "two")
+    with only_layers(bundle.model, left):
+        scored = replace(rows, manifest=manifest).scores(bundle.model)  # type: ignore[arg-type]
+    assert result.record["after"] == scored
     assert manifest.provenance["pruned"] == result.record
     assert manifest.provenance["pruned"]["before"]["accuracy"] == 7 / 8
     assert manifest.scores == result.record["after"]
     assert len(layers_of(open_bundle(place / "two").model)) == 2
     assert "accuracy: 0.8750 before" in str(result) and "8 rows" in str(result)
     assert result.record["parameters"][1] < result.record["parameters"][0]
+
+
+def test_a_changed_model_is_calibrated_anew(place: Path) -> None:
+    """On 40 rows with mistakes, as training would on its dev set; words alone change nothing."""
+    from filbert.tasks.calibrate import fit_temperature
+
+    lines = (place / "rows.tsv").read_text("utf-8").splitlines()
+    (place / "forty.tsv").write_text("\n".join([lines[0], *lines[1:] * 5]) + "\n", "utf-8")
+    data = str(place / "forty.tsv")
+    prune(asked(place, "warm", layers=3, data=data), quiet=True)
+    bundle = open_bundle(place / "warm")
+    rows = _read(data, asked(place), bundle, limit=None)
+    logits = classify.predict_logits(bundle.model, rows.encoded)  # type: ignore[arg-type]
+    expected = fit_temperature(logits, rows.gold, "single_label_classification")
+    assert bundle.manifest.temperature == pytest.approx(expected) and expected != 1.5
+    prune(asked(place, "cool", vocab=[str(place / "corpus.txt")], data=data), quiet=True)
+    assert read_manifest(place / "cool").temperature == 1.5
 
 
 def test_importance_is_the_mean_size_of_each_rows_gradient(place: Path) -> None:
