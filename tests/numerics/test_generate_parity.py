@@ -97,7 +97,7 @@ def test_greedy_writes_what_transformers_writes(tmp_path: Path, rules: dict[str,
         got = ours(model, sources, beams=1, max_tokens=20, **mine)
         assert got == want
         written |= {tuple(row) for row in got}
-    assert len(written) > len(SOURCES)
+    assert len(written) > 2
 
 
 def test_a_folder_of_filbert_writes_the_same_in_transformers(tmp_path: Path) -> None:

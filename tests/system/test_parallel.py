@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,11 +120,13 @@ def interrupted(
     if processes == 1:
         assert child.returncode == 130
         return
-    # torchrun leaves with 1 whatever its processes leave with; of those that it did not stop
-    # itself it tells the code
-    assert child.returncode == 1
+    # torchrun leaves with 1 whatever its processes leave with, and tells their codes. When one
+    # has left it stops the other, which may be on its way out: saved, but ended by that signal.
+    # A signal to it and its processes at once may also abort torchrun itself (-6, seen once).
+    assert child.returncode == 1 or (send_to == "all" and child.returncode == -signal.SIGABRT)
     if send_to == "one":
-        assert errors.count("exitcode  : 130") == 2, errors[-3000:]
+        codes = re.findall(r"exitcode  : (-?\d+)", errors)
+        assert len(codes) == 2 and "130" in codes and set(codes) <= {"130", "-15"}, errors[-3000:]
     else:
         assert "SignalException" in errors
 
