@@ -116,7 +116,10 @@ def target_tokenizer(options: TranslateOptions, data: Data, base: Base) -> BertT
         if options.task == "summarize" and decoder == "random":
             return base.tokenizer  # one language: what is read can be written
     if asked != "learn":
-        return BertTokenizer.from_pretrained(asked)
+        named = BertTokenizer.from_pretrained(asked)
+        same = named.do_lower_case == base.tokenizer.do_lower_case
+        same = same and named.get_vocab() == base.tokenizer.get_vocab()
+        return base.tokenizer if same else named
     counter = WordCounter(lower=options.target_lower)
     for text in data.train.targets:
         counter.add(text)

