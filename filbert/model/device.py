@@ -6,6 +6,7 @@ elsewhere it is emulated and many times slower than float32.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from filbert.errors import UsageError
 
+logger = logging.getLogger("filbert")
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -93,12 +95,25 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * PROBE_SIZE**3 / best / 1e9
 
 
+def go_native(model: nn.Module, dtype: torch.dtype) -> None:
+    """Set the type that `model` computes in, with the native encoder where it serves (bfloat16 on a
+    processor with AMX); one line of the log says which path was taken."""
+    from filbert.model.native import attach
+
+    reason = attach(model, dtype)
+    if reason is not None:
+        model.to(dtype=dtype)
+    path = "native encoder (AMX)" if reason is None else f"PyTorch: {reason}"
+    logger.info("%s computes by: %s", type(model).__name__, path)
+
+
 def for_inference(
     model: Model, device: torch.device, dtype: torch.dtype, *, head: str | None = None
 ) -> Model:
     """Move `model` to where and how it computes answers. The module named `head` stays float32:
     half-precision logits would tie the scores of like answers."""
-    model.to(device=device, dtype=dtype).eval()
+    model.to(device=device).eval()
+    go_native(model, dtype)
     if head is not None and dtype != torch.float32:
         last = model.get_submodule(head)
         last.float()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from filbert.data.packing import Ids, cut
 from filbert.errors import FilbertError, UsageError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
+from filbert.model.device import go_native
 from filbert.model.modern import ModernBertForMaskedLM
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def for_inference(model: WordModel, device: torch.device, dtype: torch.dtype) ->
     # copies: the matrix is that of the embedding, which will be rounded
     weight, bias = decoder.weight.detach().clone(), biased.bias
     bias = None if bias is None else bias.detach().clone()
-    model.to(device=device, dtype=dtype).eval()
+    model.to(device=device).eval()
+    go_native(model, dtype)
     decoder.weight = nn.Parameter(weight.to(device), requires_grad=False)
     if bias is not None:
         biased.bias = nn.Parameter(bias.to(device), requires_grad=False)

@@ -200,7 +200,10 @@ def fit(
         value = -math.inf if value is None or math.isnan(value) else float(value)
         gain = -value if lower_is_better(metric) else value
         tracker.evaluation(progress.step, plan.epoch(progress), scores)
-        if progress.best_value is None or gain > progress.best_value:
+        # Equal scores (BLEU of a few short lines is 0 for a long time): the lower loss is better.
+        rank = (gain, -float(scores.get("loss", 0.0)))
+        best = (progress.best_value, -float(progress.best_scores.get("loss", 0.0)))
+        if progress.best_value is None or rank > best:
             progress.best_step, progress.best_value = progress.step, gain
             progress.best_scores, progress.without_gain = scores, 0
             save_best()

@@ -46,7 +46,7 @@ def options(folder: Path, **changes: object) -> TranslateOptions:
         "lr": 3e-3,
         "dropout": 0.0,
         "batch_tokens": 256,
-        "eval_rows": 1,
+        "eval_rows": 30,
         "device": "cpu",
         "precision": "float32",
         "tensorboard": False,

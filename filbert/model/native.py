@@ -1,0 +1,288 @@
+"""The encoder in C++ for processors with AMX: `filbert/native/encoder.cpp`, called through ctypes.
+
+`attach` puts it in the place of an encoder's computation where it serves: a packed batch on the
+CPU, no gradient, no hidden states or attention maps asked for. Everything else, and every machine
+without AMX or without the compiled library, takes `BertModel.forward`, the slow twin.
+tests/numerics/test_native.py holds the two to each other.
+
+Weights are copied: rounded to bfloat16 and laid out for the tiles once. If they
+are changed afterwards, the copy is made again at the next call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from filbert.errors import FilbertError
+from filbert.model.bert import BertLayer, BertModel
+from filbert.model.config import BertConfig
+from filbert.model.inputs import check_ids, check_places
+from filbert.model.outputs import ModelOutput
+
+LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
+ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
+CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
+Pointer = ctypes.c_void_p
+
+
+@functools.cache
+def library() -> ctypes.CDLL | str:
+    """The compiled library, ready to call; or why there is none, in words."""
+    if not LIBRARY.is_file():
+        return "filbert was installed without its native encoder (no C++ compiler at that time)"
+    try:
+        lib = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return f"the native encoder does not load: {error}"
+    number, real = ctypes.c_int, ctypes.c_float
+    for name, result, arguments in (
+        ("filbert_native_level", number, []),
+        ("filbert_encoder_new", Pointer, [Pointer, real]),
+        ("filbert_encoder_free", None, [Pointer]),
+        ("filbert_encoder_embeddings", number, [Pointer] * 6),
+        ("filbert_encoder_layer", number, [Pointer, number, Pointer]),
+        (
+            "filbert_encoder_run",
+            number,
+            [Pointer] * 5 + [number, Pointer, number, number, number],
+        ),
+        ("filbert_tile_rate", ctypes.c_double, [number, number]),
+    ):
+        function = getattr(lib, name, None)
+        if function is None:
+            return f"the native encoder is of another version (no {name}); install filbert again"
+        function.restype, function.argtypes = result, arguments
+    if not lib.filbert_native_level():
+        return "this processor or kernel has no AMX"
+    return lib
+
+
+def why_not(config: Any) -> str | None:
+    """Why the native encoder cannot serve here, or this configuration; None if it can."""
+    lib = library()
+    if isinstance(lib, str):
+        return lib
+    if not isinstance(config, BertConfig):
+        return f"it computes BERT, not {type(config).__name__}"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"it has no activation {config.hidden_act!r}"
+    return None
+
+
+class NativeEncoder:
+    """A copy of an encoder's weights, and the call that computes with them.
+
+    Calls from several threads are safe; they take turns. `close` frees the memory, as does the
+    collector."""
+
+    def __init__(self, bert: BertModel) -> None:
+        lib, config = library(), bert.config
+        reason = why_not(config)
+        if isinstance(lib, str) or reason is not None:
+            raise FilbertError(f"no native encoder: {reason}")
+        self.config, self._lib = config, lib
+        shape = (ctypes.c_int * 6)(
+            config.num_hidden_layers, config.hidden_size, config.num_attention_heads,
+            config.head_size, config.intermediate_size, ACTIVATIONS[config.hidden_act],
+        )  # fmt: skip
+        handle = lib.filbert_encoder_new(shape, config.layer_norm_eps)
+        if not handle:
+            raise FilbertError("no memory for the native encoder's weights")
+        self._handle: int | None = handle
+        self._free = weakref.finalize(self, lib.filbert_encoder_free, handle)
+        # without a factorised embedding the look-up is native as well; the tables stay float32
+        self._tables: list[Tensor] = []
+        self._embeddings = bert.embeddings
+        if not config.factorised:
+            e = bert.embeddings
+            self._tables = [
+                _plain(weight)
+                for weight in (
+                    e.word_embeddings.weight, e.position_embeddings.weight,
+                    e.token_type_embeddings.weight, e.LayerNorm.weight, e.LayerNorm.bias,
+                )
+            ]  # fmt: skip
+            self._check(lib.filbert_encoder_embeddings(handle, *map(_address, self._tables)))
+        for number, layer in enumerate(bert.encoder.layer):
+            assert isinstance(layer, BertLayer)
+            weights = [_plain(weight) for weight in _weights(layer)]
+            pointers = (Pointer * len(weights))(*map(_address, weights))
+            self._check(lib.filbert_encoder_layer(handle, number, pointers))
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        first_only: bool = False,
+        threads: int | None = None,
+        chunk: int = CHUNK,
+    ) -> Tensor:
+        """Hidden states of a packed batch, float32: (tokens, hidden), or with `first_only` those of
+        first tokens, (sequences, hidden).
+
+        input_ids, token_type_ids: (tokens,) int64 inside the vocabulary; lengths: (sequences,) that
+        sum to tokens. threads: those of torch by default. chunk: tokens computed at once."""
+        if self._handle is None:
+            raise FilbertError("this native encoder is closed")
+        size = self.config.hidden_size
+        counts = lengths.to(torch.int32).contiguous()
+        rows = len(counts) if first_only else len(input_ids)
+        out = torch.empty(rows, size)
+        ids = types = hidden = None
+        if self._tables:
+            ids = input_ids.contiguous()
+            types = None if token_type_ids is None else token_type_ids.contiguous()
+        else:
+            hidden = self._embed(input_ids, token_type_ids, lengths)
+        self._check(
+            self._lib.filbert_encoder_run(
+                self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
+                _address(out), int(first_only), threads or torch.get_num_threads(), chunk,
+            )
+        )  # fmt: skip
+        return out
+
+    def close(self) -> None:
+        """Free the weights. Further calls raise `FilbertError`."""
+        self._handle = None
+        self._free()
+
+    def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, lengths: Tensor) -> Tensor:
+        starts = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
+        places = torch.arange(len(input_ids)) - starts
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        words = self._embeddings.word_embeddings(input_ids)
+        return _plain(self._embeddings(words, types, places))
+
+    @staticmethod
+    def _check(code: int) -> None:
+        if code:
+            raise FilbertError("the native encoder ran out of memory; give a smaller batch")
+
+
+def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
+    """Let the native encoder compute for every BERT encoder in `model`, from its present weights,
+    and round the model's own to `dtype`; returns why it does not, None if it does."""
+    encoders = [module for module in model.modules() if isinstance(module, BertModel)]
+    if dtype != torch.bfloat16:
+        return f"it computes in bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if not encoders:
+        return "there is no BERT encoder in this model"
+    for bert in encoders:
+        reason = why_not(bert.config)
+        if reason is not None:
+            return reason
+        if any(weight.device.type != "cpu" for weight in bert.parameters()):
+            return "the model is not on the CPU"
+    natives = [NativeEncoder(bert) for bert in encoders]  # from weights not yet rounded
+    model.to(dtype)
+    for bert, native in zip(encoders, natives, strict=True):
+        # an attribute of the module itself stands before the method of its class
+        bert.forward = _Forward(bert, native)  # type: ignore[method-assign]
+    return None
+
+
+class _Forward:
+    """`BertModel.forward` with the native encoder in it."""
+
+    def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
+        self.bert, self.native, self.stamp = bert, native, _stamp(bert)
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        first_only: bool = False,
+        predict_at: Tensor | None = None,
+    ) -> ModelOutput:
+        """As `BertModel.forward`."""
+        bert = self.bert
+        if (
+            input_ids is None or lengths is None or attention_mask is not None
+            or position_ids is not None or inputs_embeds is not None or output_attentions
+            or output_hidden_states or bert.training or torch.is_grad_enabled()
+            or not _sound(input_ids, lengths, token_type_ids, bert)
+        ):  # fmt: skip
+            return BertModel.forward(
+                bert, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
+                lengths=lengths, output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states, first_only=first_only,
+                predict_at=predict_at,
+            )  # fmt: skip
+        check_ids(input_ids, vocab_size=bert.config.vocab_size)
+        check_places(predict_at, lengths, others=first_only)
+        if self.stamp != _stamp(bert):  # somebody changed the weights: copy them again
+            self.native.close()
+            self.native, self.stamp = NativeEncoder(bert), _stamp(bert)
+        hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only)
+        hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
+        pooled = None
+        if bert.pooler is not None:
+            first = hidden
+            if not first_only:
+                first = hidden.index_select(0, torch.cumsum(lengths, 0) - lengths)
+            pooled = bert.pooler(first)
+        if predict_at is not None:
+            hidden = hidden.index_select(0, predict_at)
+        return ModelOutput(
+            last_hidden_state=hidden, pooler_output=pooled, hidden_states=None, attentions=None
+        )
+
+
+def _stamp(bert: BertModel) -> tuple[int, int]:
+    """Another one after a layer was taken out or a weight was changed in place."""
+    return len(bert.encoder.layer), sum(weight._version for weight in bert.parameters())
+
+
+def _sound(input_ids: Tensor, lengths: Tensor, types: Tensor | None, bert: BertModel) -> bool:
+    """Whether a packed batch is one; the slow twin says what is wrong with it if not."""
+    if input_ids.dim() != 1 or lengths.dim() != 1 or input_ids.dtype != torch.int64:
+        return False
+    if input_ids.device.type != "cpu":
+        return False
+    if lengths.numel() == 0 or int(lengths.min()) < 1 or int(lengths.sum()) != len(input_ids):
+        return False
+    if int(lengths.max()) > bert.config.max_position_embeddings:
+        return False
+    if types is None:
+        return True
+    fits = types.shape == input_ids.shape and types.dtype == torch.int64
+    return fits and int(types.min()) >= 0 and int(types.max()) < bert.config.type_vocab_size
+
+
+def _weights(layer: BertLayer) -> list[Tensor]:
+    """A layer's weights in the order of `filbert_encoder_layer`."""
+    own, out = layer.attention.self, layer.attention.output
+    parts = (own.query, own.key, own.value)
+    return [
+        torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]),
+        out.dense.weight, out.dense.bias,
+        layer.intermediate.dense.weight, layer.intermediate.dense.bias,
+        layer.output.dense.weight, layer.output.dense.bias,
+        out.LayerNorm.weight, out.LayerNorm.bias,
+        layer.output.LayerNorm.weight, layer.output.LayerNorm.bias,
+    ]  # fmt: skip
+
+
+def _plain(weight: Tensor) -> Tensor:
+    return weight.detach().float().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
