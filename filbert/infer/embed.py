@@ -29,6 +29,7 @@ from filbert.data.examples import stream_texts
 from filbert.data.sentence_pairs import read_sentences
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.predict import WINDOW, check_rows, not_text, shown, windows
+from filbert.model.bert import BertModel
 from filbert.model.device import for_inference
 from filbert.tasks import embed
 
@@ -63,6 +64,8 @@ class Embedder:
             tokenizer=bundle.tokenizer,
             manifest=bundle.manifest,
         )
+        if isinstance(bundle.model, BertModel):
+            bundle.model.pooler = None  # vectors are made of the tokens' states
         self.model = for_inference(bundle.model, device, dtype)
         self.device = device
         self.dtype = dtype

@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | str:
         ("filbert_encoder_new", Pointer, [Pointer, real]),
         ("filbert_encoder_free", None, [Pointer]),
         ("filbert_encoder_embeddings", number, [Pointer] * 6),
-        ("filbert_encoder_layer", number, [Pointer, number, Pointer]),
+        ("filbert_encoder_layer", number, [Pointer, number, Pointer, number]),
         (
             "filbert_encoder_run",
             number,
@@ -82,7 +82,7 @@ class NativeEncoder:
     Calls from several threads are safe; they take turns. `close` frees the memory, as does the
     collector."""
 
-    def __init__(self, bert: BertModel) -> None:
+    def __init__(self, bert: BertModel, int8: int = 0) -> None:
         lib, config = library(), bert.config
         reason = why_not(config)
         if isinstance(lib, str) or reason is not None:
@@ -114,7 +114,7 @@ class NativeEncoder:
             assert isinstance(layer, BertLayer)
             weights = [_plain(weight) for weight in _weights(layer)]
             pointers = (Pointer * len(weights))(*map(_address, weights))
-            self._check(lib.filbert_encoder_layer(handle, number, pointers))
+            self._check(lib.filbert_encoder_layer(handle, number, pointers, int8))
 
     def __call__(
         self,
@@ -195,7 +195,9 @@ class _Forward:
     """`BertModel.forward` with the native encoder in it."""
 
     def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
-        self.bert, self.native, self.stamp = bert, native, _stamp(bert)
+        self.bert, self.native = bert, native
+        self._leaves = [module._parameters for module in bert.modules() if module._parameters]
+        self.stamp = self._now()
 
     def __call__(
         self,
@@ -227,9 +229,9 @@ class _Forward:
             )  # fmt: skip
         check_ids(input_ids, vocab_size=bert.config.vocab_size)
         check_places(predict_at, lengths, others=first_only)
-        if self.stamp != _stamp(bert):  # somebody changed the weights: copy them again
+        if self.stamp != self._now():  # somebody changed the weights: copy them again
             self.native.close()
-            self.native, self.stamp = NativeEncoder(bert), _stamp(bert)
+            self.__init__(bert, NativeEncoder(bert))  # type: ignore[misc]
         hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only)
         hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None
@@ -244,10 +246,11 @@ class _Forward:
             last_hidden_state=hidden, pooler_output=pooled, hidden_states=None, attentions=None
         )
 
-
-def _stamp(bert: BertModel) -> tuple[int, int]:
-    """Another one after a layer was taken out or a weight was changed in place."""
-    return len(bert.encoder.layer), sum(weight._version for weight in bert.parameters())
+    def _now(self) -> int:
+        """Another number after a layer was taken out, or a weight changed or put in its place."""
+        weights = [w for leaf in self._leaves for w in leaf.values() if w is not None]
+        own = tuple((id(weight), weight._version) for weight in weights)
+        return hash((len(self.bert.encoder.layer), own))
 
 
 def _sound(input_ids: Tensor, lengths: Tensor, types: Tensor | None, bert: BertModel) -> bool:

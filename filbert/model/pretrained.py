@@ -34,6 +34,11 @@ class PretrainedModel(nn.Module):
         output = super().__call__(*inputs, **options)
         return output if return_dict else output.to_tuple()
 
+    def eval(self) -> Self:
+        """As torch's, but it does not walk through all modules again where that was done: with one
+        short text at a time this walk would take longer than the tokenizer."""
+        return super().eval() if self.training else self
+
     def initialise(self) -> None:
         """Draw fresh weights as google-research/bert does: normal(0, initializer_range), zero
         biases, norms of one; then tie what is tied."""

@@ -11,12 +11,16 @@
 //
 // Three layouts:
 //   tiles   activations that a product reads: blocks of 16 rows and 64 bytes of columns (32
-//           bfloat16), 1 KB each, the blocks of a row block side by side
-//   panels  weights: 32 columns wide; for each 32 rows two blocks of 1 KB in the order that AMX
-//           wants its right operand, pairs of rows interleaved
+//           bfloat16 or 64 int8), 1 KB each, the blocks of a row block side by side
+//   panels  weights: 32 columns wide; for each 64 bytes of rows two blocks of 1 KB in the order
+//           that AMX wants its right operand, pairs (int8: fours) of rows interleaved
 //   rows    plain row by row: queries, keys and values, and the float32 sums before a norm
 //
 // Widths that are no multiple of 32 are padded with zeros when weights are packed.
+//
+// With int8 the weights have a scale for each column, fixed when they are packed, and activations
+// one for each token, found when they are computed; sums are int32 and exact. Which of a layer's
+// four products are int8 is the caller's choice. Attention, norms and residuals stay as they are.
 
 #include <algorithm>
 #include <atomic>
@@ -125,17 +129,14 @@ inline __m512 load_bf16(const void* p) {
 // 32 floats to 64 bytes of bfloat16, in order.
 inline __m512i pack_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-// 2^x for x <= 0: relative error 7e-6.
+// 2^x for x <= 0, relative error 1e-4: 2^(x - floor x) by a polynomial, and the scale takes floor x.
 inline __m512 exp2_of(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-126.f));
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 part = _mm512_sub_ps(x, whole);  // -0.5 ... 0.5
-    __m512 y = _mm512_set1_ps(0.009670815f);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.05587587f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.24022211f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.69312723f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.f));
-    return _mm512_scalef_ps(y, whole);
+    const __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);  // 0 ... 1
+    __m512 y = _mm512_set1_ps(0.078024525f);
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.22606718f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.69583352f));
+    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.99992522f));
+    return _mm512_scalef_ps(y, x);
 }
 
 // x * Phi(x), with erf(x / sqrt 2) = x * P(x^2) on |x| <= 4 fitted to the least largest error: 4e-5.
@@ -198,28 +199,49 @@ struct Tiles {
 // before must be there.
 inline void settle() { __asm__ volatile("" ::: "memory"); }
 
-// 32 x 32 sums of `steps` steps: two blocks of rows by two of columns. sums: rows of 32 floats.
-inline void product32(const char* a, size_t next_rows, const char* b, int steps, float* sums) {
+template <bool int8> inline void multiply_four() {
+    if constexpr (int8) {
+        _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7);
+    } else {
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+// 32 x 32 sums of `steps` steps: two blocks of rows by two of columns. sums: 32 floats (int32) in
+// rows of `stride` bytes; what stands there counts in with `go_on`. `beside(i)` for i = 0 ... 31 is
+// done between the steps: work on vectors, for which the units stand idle while tiles are
+// multiplied. `lines` cache lines a step are fetched from `ahead`.
+template <bool int8, class Beside>
+inline void product32(const char* a, size_t next_rows, const char* b, int steps, float* sums, size_t stride,
+                      bool go_on, const char* ahead, int lines, Beside beside) {
     settle();
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    float* lower = sums + 4 * stride;
+    if (go_on) {
+        _tile_loadd(0, sums, stride); _tile_loadd(1, sums + 16, stride);
+        _tile_loadd(2, lower, stride); _tile_loadd(3, lower + 16, stride);
+    } else {
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    }
     const char* a2 = a + next_rows;
-    for (int k = 0; k < steps; ++k) {
+    int done = 0;
+    for (int k = 0, due = 32; k < steps; ++k, due += 32) {
         _tile_loadd(4, a + k * TILE, 64);
         _tile_loadd(6, b + k * 2 * TILE, 64);
         _tile_loadd(7, b + k * 2 * TILE + TILE, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
         _tile_loadd(5, a2 + k * TILE, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        multiply_four<int8>();
+        for (int i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+        for (; done * steps < due; ++done) beside(done);
     }
-    _tile_stored(0, sums, 128); _tile_stored(1, sums + 16, 128);
-    _tile_stored(2, sums + 512, 128); _tile_stored(3, sums + 528, 128);
+    _tile_stored(0, sums, stride); _tile_stored(1, sums + 16, stride);
+    _tile_stored(2, lower, stride); _tile_stored(3, lower + 16, stride);
 }
 
 // 16 x 32 sums, even and odd steps apart so that no product waits for the one before it.
-inline void product16(const char* a, const char* b, int steps, float* sums) {
-    alignas(64) float odd[512];
+template <bool int8> inline void product16(const char* a, const char* b, int steps, float* sums, size_t stride) {
+    alignas(64) float even[512], odd[512];
     settle();
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     int k = 0;
@@ -227,20 +249,28 @@ inline void product16(const char* a, const char* b, int steps, float* sums) {
         const char* p = b + k * 2 * TILE;
         _tile_loadd(4, a + k * TILE, 64);
         _tile_loadd(6, p, 64); _tile_loadd(7, p + TILE, 64);
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+        if constexpr (int8) { _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); }
+        else { _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); }
         _tile_loadd(5, a + (k + 1) * TILE, 64);
         _tile_loadd(6, p + 2 * TILE, 64); _tile_loadd(7, p + 3 * TILE, 64);
-        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        if constexpr (int8) { _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7); }
+        else { _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); }
     }
     if (k < steps) {
         _tile_loadd(4, a + k * TILE, 64);
         _tile_loadd(6, b + k * 2 * TILE, 64); _tile_loadd(7, b + k * 2 * TILE + TILE, 64);
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+        if constexpr (int8) { _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7); }
+        else { _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); }
     }
-    _tile_stored(0, sums, 128); _tile_stored(1, sums + 16, 128);
+    _tile_stored(0, even, 128); _tile_stored(1, even + 16, 128);
     _tile_stored(2, odd, 128); _tile_stored(3, odd + 16, 128);
-    for (int i = 0; i < 512; i += 16)
-        _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(odd + i)));
+    for (int i = 0; i < 512; i += 16) {
+        float* to = sums + i / 32 * (stride / 4) + i % 32;
+        if constexpr (int8)
+            _mm512_store_si512(to, _mm512_add_epi32(_mm512_load_si512(even + i), _mm512_load_si512(odd + i)));
+        else
+            _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(even + i), _mm512_load_ps(odd + i)));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -248,8 +278,10 @@ inline void product16(const char* a, const char* b, int steps, float* sums) {
 
 struct Matrix {
     Memory panels;
-    std::vector<float> bias;  // padded to the panels
+    std::vector<float> bias;   // padded to the panels
+    std::vector<float> scale;  // of each column; empty where the weights are bfloat16
     int steps = 0, count = 0;  // steps of a product, panels
+    bool int8() const { return !scale.empty(); }
 };
 
 struct Layer {
@@ -268,30 +300,41 @@ struct Shape {
         wide_hidden = up(hidden, WIDE), wide_head = up(head_size, WIDE), wide_inner = up(inner, WIDE);
         context = heads * wide_head;
     }
-    int row() const { return 3 * context; }  // queries, keys, values of a token
+    int row() const { return 3 * wide_head; }  // query, key and value of a token in a head
 };
 
 // A linear layer's weight, (columns, rows) as torch keeps it. `column(n)` and `row(k)` say which of
-// the padded matrix's columns and rows stand where in the given one, -1 for padding.
-template <class Column, class Row>
-void pack(Matrix& into, int rows, int columns, const float* weight, const float* bias, int given_rows,
-          Column column, Row row, float scale_until, float scale) {
-    into.steps = rows / WIDE, into.count = columns / WIDE;
-    into.panels.need(size_t(rows) * columns * 2);
+// the given matrix's columns and rows stands at a place of the padded one, -1 for padding;
+// `factor(n)` is what a column is multiplied by.
+template <class Column, class Row, class Factor>
+void pack(Matrix& into, bool int8, int rows, int columns, const float* weight, const float* bias, int given_rows,
+          Column column, Row row, Factor factor) {
+    const int deep = int8 ? 64 : 32, together = int8 ? 4 : 2;
+    rows = up(rows, deep);
+    into.steps = rows / deep, into.count = columns / WIDE;
+    into.panels.need(size_t(into.steps) * into.count * 2 * TILE);
     into.bias.assign(columns, 0.f);
-    bf16* out = reinterpret_cast<bf16*>(into.panels.data);
+    into.scale.assign(int8 ? columns : 0, 0.f);
     for (int n = 0; n < columns; ++n) {
         const int from = column(n);
         if (from < 0) continue;
-        const float factor = n < scale_until ? scale : 1.f;
-        into.bias[n] = bias[from] * factor;
+        const float times = factor(n);
+        const float* given = weight + size_t(from) * given_rows;
+        into.bias[n] = bias[from] * times;
+        float most = 0.f;
+        if (int8) {
+            for (int k = 0; k < given_rows; ++k) most = std::max(most, std::abs(given[k]));
+            into.scale[n] = most * times / 127.f;
+        }
+        const float inverse = most > 0.f ? 127.f / most : 0.f;
         for (int k = 0; k < rows; ++k) {
             const int source = row(k);
             if (source < 0) continue;
-            // panel n/32, step k/32, block (n%32)/16, pair (k%32)/2, column n%16, which of the pair
-            const size_t place = ((size_t(n / WIDE) * into.steps + k / WIDE) * 2 + n % WIDE / 16) * (TILE / 2)
-                                 + (k % WIDE / 2) * 32 + n % 16 * 2 + k % 2;
-            out[place] = to_bf16(weight[size_t(from) * given_rows + source] * factor);
+            // the panel, the step, the block of 16 columns, then rows that go together side by side
+            const size_t block = (size_t(n / WIDE) * into.steps + k / deep) * 2 + n % WIDE / 16;
+            const size_t place = size_t(k % deep / together) * 16 * together + n % 16 * together + k % together;
+            if (int8) into.panels.data[block * TILE + place] = char(std::lround(given[source] * inverse));
+            else reinterpret_cast<bf16*>(into.panels.data)[block * (TILE / 2) + place] = to_bf16(given[source] * times);
         }
     }
 }
@@ -397,8 +440,10 @@ private:
 // a chunk of texts and the memory to compute it in
 
 struct Scratch {
-    Memory states, qkv, context, inner, sums;  // of a chunk
-    std::vector<std::unique_ptr<Memory>> attention;  // of each thread
+    Memory states, context, inner, sums;  // of a chunk
+    Memory small;  // the input of a product as int8 tiles
+    std::vector<float> scales;  // of its rows
+    std::vector<std::unique_ptr<Memory>> attention;  // of each thread: all that one head needs
 };
 
 struct Chunk {
@@ -420,6 +465,7 @@ struct Encoder {
     // embeddings, float32, (vocabulary, hidden) and so on; the caller keeps them alive
     const float *words = nullptr, *places = nullptr, *kinds = nullptr;
     std::vector<float> norm0;
+    bool any_int8 = false;
     std::mutex busy;
     Pool pool;
     std::vector<std::unique_ptr<Scratch>> scratch;
@@ -434,14 +480,17 @@ struct Encoder {
     void prepare(Scratch& s, int rows, int longest, int threads) const {
         const size_t r = up(rows, 32);
         s.states.need(r * shape.wide_hidden * 2);
-        s.qkv.need((r + 32) * shape.row() * 2);
         s.context.need(r * shape.context * 2);
         s.inner.need(r * shape.wide_inner * 2);
         s.sums.need(r * shape.wide_hidden * 4);
+        if (any_int8) {
+            s.small.need(r * up(std::max({shape.wide_hidden, shape.context, shape.wide_inner}), 64));
+            if (s.scales.size() < r) s.scales.resize(r);
+        }
         const size_t keys = up(longest, 32);
         while (int(s.attention.size()) < threads) s.attention.push_back(std::make_unique<Memory>());
         for (auto& memory : s.attention)
-            memory->need(keys * shape.wide_head * 2 * 2 + 32 * keys * 4 + 32 * keys * 2 + 4096);
+            memory->need((r + 32) * shape.row() * 2 + keys * shape.wide_head * 2 * 2 + 32 * keys * 4 + 32 * keys * 2);
     }
 
     // Norm of 32-column pieces in `row`, float32 and padded with zeros, to the tiled states.
@@ -504,83 +553,171 @@ struct Encoder {
         }
     }
 
-    // For each 32 rows and each panel of `part`: the sums plus bias, handed to `take(sums, row block,
-    // panel)`, which holds 32 rows (16 in the last block if no more are left) of 32 floats.
+    // A block of sums with what makes them values: scales if they are int32, and the bias.
+    template <bool int8> struct Sums {
+        const float *block, *rows;  // of 32; scale of each row
+        __m512 scale1, scale2, bias1, bias2;
+        Sums(const float* block, const float* rows, const Matrix& m, int panel) : block(block), rows(rows) {
+            bias1 = _mm512_loadu_ps(&m.bias[panel * WIDE]), bias2 = _mm512_loadu_ps(&m.bias[panel * WIDE + 16]);
+            if constexpr (int8)
+                scale1 = _mm512_loadu_ps(&m.scale[panel * WIDE]), scale2 = _mm512_loadu_ps(&m.scale[panel * WIDE + 16]);
+        }
+        __m512 value(int row, int at, __m512 scale, __m512 bias) const {
+            if constexpr (!int8) return _mm512_add_ps(_mm512_load_ps(block + row * 32 + at), bias);
+            const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(block + row * 32 + at));
+            return _mm512_fmadd_ps(_mm512_mul_ps(whole, _mm512_set1_ps(rows[row])), scale, bias);
+        }
+        __m512 low(int row) const { return value(row, 0, scale1, bias1); }
+        __m512 high(int row) const { return value(row, 16, scale2, bias2); }
+    };
+
+    // For each 32 rows and each of the panels `from` to `to` the sums, handed row by row to `take(Sums,
+    // row of the block, first row, panel)`, while the next block is multiplied. The input is `tiles`,
+    // or for an int8 matrix what `shrink` made of them.
     template <class Take>
-    void multiply(const char* tiles, int rows, const Matrix& matrix, int part, int parts, Take take) const {
-        alignas(64) float sums[32 * 32];
-        const size_t next = size_t(matrix.steps) * TILE;
-        const int from = int(int64_t(matrix.count) * part / parts), to = int(int64_t(matrix.count) * (part + 1) / parts);
+    void multiply(const Scratch& s, const char* tiles, int rows, const Matrix& m, int from, int to, Take take) const {
+        if (m.int8()) multiply_as<true>(s, s.small.data, rows, m, from, to, take);
+        else multiply_as<false>(s, tiles, rows, m, from, to, take);
+    }
+
+    template <bool int8, class Take>
+    void multiply_as(const Scratch& s, const char* tiles, int rows, const Matrix& m, int from, int to, Take take) const {
+        alignas(64) float blocks[2][32 * 32];
+        const size_t next = size_t(m.steps) * TILE;
+        Sums<int8> last(blocks[0], nullptr, m, from);  // of the block before
+        int count = 0, row = 0, column = 0, turn = 0;  // its rows, its place
+        const int lines = lines_ahead(rows);
         for (int panel = from; panel < to; ++panel) {
-            const char* b = matrix.panels.data + size_t(panel) * matrix.steps * 2 * TILE;
-            for (int r = 0; r < rows; r += 32) {
+            const char* b = m.panels.data + size_t(panel) * m.steps * 2 * TILE;
+            const char* ahead = b + size_t(m.steps) * 2 * TILE;
+            for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * m.steps * 64) {
                 const char* a = tiles + size_t(r / 16) * next;
-                if (rows - r > 16) product32(a, next, b, matrix.steps, sums);
-                else product16(a, b, matrix.steps, sums);
-                take(sums, r, panel, std::min(32, up(rows - r, 16)));
+                float* sums = blocks[turn ^= 1];
+                if (rows - r > 16 && count == 32)
+                    product32<int8>(a, next, b, m.steps, sums, 128, false, ahead, lines,
+                                    [&](int i) { take(last, i, row, column); });
+                else {
+                    for (int i = 0; i < count; ++i) take(last, i, row, column);
+                    if (rows - r > 16) product32<int8>(a, next, b, m.steps, sums, 128, false, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, m.steps, sums, 128);
+                }
+                const float* scales = nullptr;
+                if constexpr (int8) scales = &s.scales[r];
+                last = Sums<int8>(sums, scales, m, panel);
+                count = rows - r > 16 ? 32 : 16, row = r, column = panel;
+            }
+        }
+        for (int i = 0; i < count; ++i) take(last, i, row, column);
+    }
+
+    // The next panel comes from far away: each of a panel's blocks asks for so many lines a step.
+    static int lines_ahead(int rows) { return (2 * TILE / 64 * 32 + rows - 1) / rows; }
+
+    // Rows of bfloat16 tiles, `wide` columns, as int8 tiles with a scale for each row.
+    void shrink(Scratch& s, const char* tiles, int wide, int begin, int end) const {
+        const int blocks = wide / WIDE, small_blocks = up(wide, 64) / 64;
+        for (int r = begin; r < end; ++r) {
+            const char* from = tiles + size_t(r / 16) * blocks * TILE + r % 16 * 64;
+            char* to = s.small.data + size_t(r / 16) * small_blocks * TILE + r % 16 * 64;
+            __m512 most = _mm512_setzero_ps();
+            for (int i = 0; i < blocks; ++i) {
+                const char* at = from + size_t(i) * TILE;
+                most = _mm512_max_ps(most, _mm512_max_ps(_mm512_abs_ps(load_bf16(at)), _mm512_abs_ps(load_bf16(at + 32))));
+            }
+            const float largest = _mm512_reduce_max_ps(most);
+            s.scales[r] = largest / 127.f;
+            const __m512 inverse = _mm512_set1_ps(largest > 0.f ? 127.f / largest : 0.f);
+            for (int i = 0; i < blocks; ++i) {
+                const char* at = from + size_t(i) * TILE;
+                char* place = to + size_t(i / 2) * TILE + i % 2 * 32;
+                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(at), inverse));
+                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(at + 32), inverse));
+                _mm_store_si128(reinterpret_cast<__m128i*>(place), _mm512_cvtsepi32_epi8(low));
+                _mm_store_si128(reinterpret_cast<__m128i*>(place + 16), _mm512_cvtsepi32_epi8(high));
+            }
+            if (blocks % 2) {
+                _mm256_store_si256(reinterpret_cast<__m256i*>(to + size_t(blocks / 2) * TILE + 32), _mm256_setzero_si256());
             }
         }
     }
 
-    void project(const Matrix& m, const char* tiles, int rows, char* into, int part, int parts) const {
-        const size_t stride = size_t(m.count) * WIDE * 2;
-        multiply(tiles, rows, m, part, parts, [&](const float* sums, int r, int panel, int count) {
-            const __m512 b1 = _mm512_loadu_ps(&m.bias[panel * WIDE]), b2 = _mm512_loadu_ps(&m.bias[panel * WIDE + 16]);
-            char* to = into + r * stride + size_t(panel) * 64;
-            for (int i = 0; i < count; ++i)
-                _mm512_store_si512(to + i * stride, pack_bf16(_mm512_add_ps(_mm512_load_ps(sums + i * 32), b1),
-                                                              _mm512_add_ps(_mm512_load_ps(sums + i * 32 + 16), b2)));
-        });
-    }
-
-    void sum(const Matrix& m, const char* tiles, int rows, float* into, int part, int parts) const {
-        const int wide = shape.wide_hidden;
-        multiply(tiles, rows, m, part, parts, [&](const float* sums, int r, int panel, int count) {
-            const __m512 b1 = _mm512_loadu_ps(&m.bias[panel * WIDE]), b2 = _mm512_loadu_ps(&m.bias[panel * WIDE + 16]);
-            float* to = into + size_t(r) * wide + panel * WIDE;
-            for (int i = 0; i < count; ++i) {
-                _mm512_store_ps(to + size_t(i) * wide, _mm512_add_ps(_mm512_load_ps(sums + i * 32), b1));
-                _mm512_store_ps(to + size_t(i) * wide + 16, _mm512_add_ps(_mm512_load_ps(sums + i * 32 + 16), b2));
-            }
+    // Queries, keys and values of a head, row by row into `into`.
+    void project(const Scratch& s, const Matrix& m, const char* tiles, int rows, int head, char* into) const {
+        const int panels = shape.row() / WIDE, from = head * panels;
+        const size_t stride = size_t(shape.row()) * 2;
+        multiply(s, tiles, rows, m, from, from + panels, [&](const auto& sums, int i, int r, int panel) {
+            _mm512_store_si512(into + (r + i) * stride + size_t(panel - from) * 64, pack_bf16(sums.low(i), sums.high(i)));
         });
     }
 
     template <int kind>
-    void widen(const Matrix& m, const char* tiles, int rows, char* into, int part, int parts) const {
+    void widen(const Scratch& s, const Matrix& m, const char* tiles, int rows, char* into, int from, int to) const {
         const size_t next = size_t(m.count) * TILE;
-        multiply(tiles, rows, m, part, parts, [&](const float* sums, int r, int panel, int count) {
-            const __m512 b1 = _mm512_loadu_ps(&m.bias[panel * WIDE]), b2 = _mm512_loadu_ps(&m.bias[panel * WIDE + 16]);
-            char* to = into + size_t(r / 16) * next + size_t(panel) * TILE;
-            for (int i = 0; i < count; ++i)
-                _mm512_store_si512(to + (i / 16) * next + i % 16 * 64,
-                    pack_bf16(activate(_mm512_add_ps(_mm512_load_ps(sums + i * 32), b1), kind),
-                              activate(_mm512_add_ps(_mm512_load_ps(sums + i * 32 + 16), b2), kind)));
+        multiply(s, tiles, rows, m, from, to, [&](const auto& sums, int i, int r, int panel) {
+            char* at = into + size_t((r + i) / 16) * next + size_t(panel) * TILE + i % 16 * 64;
+            _mm512_store_si512(at, pack_bf16(activate(sums.low(i), kind), activate(sums.high(i), kind)));
         });
     }
 
-    // Add the states to the sums of rows and normalise them.
-    void add_and_norm(Scratch& s, const std::vector<float>& norm, int begin, int end, float* const* plain) const {
+    // The bare sums of a product with as many columns as the states; `add_and_norm` makes values of
+    // them. An input that is too large to stay near is taken in several parts of its columns.
+    void sum(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to) const {
+        if (m.int8()) sum_as<true>(s, m, s.small.data, rows, from, to);
+        else sum_as<false>(s, m, tiles, rows, from, to);
+    }
+
+    template <bool int8>
+    void sum_as(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to) const {
+        constexpr size_t near = 400 << 10;  // bytes of the input that stay in the second-level cache
+        const size_t next = size_t(m.steps) * TILE, stride = size_t(shape.wide_hidden) * 4;
+        const int cuts = rows > 32 ? int((size_t(rows) / 16 * next + near - 1) / near) : 1;
+        const int at_once = (m.steps + cuts - 1) / cuts, lines = lines_ahead(rows);
+        float* sums = reinterpret_cast<float*>(s.sums.data);
+        for (int k = 0; k < m.steps; k += at_once) {
+            const int steps = std::min(at_once, m.steps - k);
+            for (int panel = from; panel < to; ++panel) {
+                const char* b = m.panels.data + (size_t(panel) * m.steps + k) * 2 * TILE;
+                const char* ahead = b + size_t(m.steps) * 2 * TILE;
+                for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * steps * 64) {
+                    const char* a = tiles + size_t(r / 16) * next + size_t(k) * TILE;
+                    float* at = sums + size_t(r) * shape.wide_hidden + panel * WIDE;
+                    if (rows - r > 16 || k || steps < m.steps)
+                        product32<int8>(a, next, b, steps, at, stride, k > 0, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, steps, at, stride);
+                }
+            }
+        }
+    }
+
+    // Make values of the sums of a product, add the states, and normalise: the new states.
+    void add_and_norm(Scratch& s, const Matrix& m, const std::vector<float>& norm, int begin, int end,
+                      float* const* plain) const {
         const int wide = shape.wide_hidden;
         for (int r = begin; r < end; ++r) {
             float* row = reinterpret_cast<float*>(s.sums.data) + size_t(r) * wide;
             char* tiles = state(s, r);
-            for (int i = 0; i < wide; i += 32) {
-                const char* at = tiles + size_t(i / WIDE) * TILE;
-                _mm512_store_ps(row + i, _mm512_add_ps(_mm512_load_ps(row + i), load_bf16(at)));
-                _mm512_store_ps(row + i + 16, _mm512_add_ps(_mm512_load_ps(row + i + 16), load_bf16(at + 32)));
+            const __m512 scale = _mm512_set1_ps(m.int8() ? s.scales[r] : 1.f);
+            for (int i = 0; i < wide; i += 16) {
+                const __m512 before = load_bf16(tiles + size_t(i / WIDE) * TILE + i % WIDE * 2);
+                const __m512 bias = _mm512_add_ps(before, _mm512_loadu_ps(&m.bias[i]));
+                __m512 value;
+                if (m.int8()) {
+                    const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(row + i));
+                    value = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_loadu_ps(&m.scale[i]), bias);
+                } else value = _mm512_add_ps(_mm512_load_ps(row + i), bias);
+                _mm512_store_ps(row + i, value);
             }
             normalise(row, norm.data(), tiles, plain ? *plain + size_t(r) * shape.hidden : nullptr);
         }
     }
 
-    // Softmax of Q K^T, times V, of one head of one text. `row`: its first row in the chunk; the
+    // Softmax of Q K^T, times V, of one head of one text. q: its first row of what `project` made; the
     // context goes to rows from `to` on. With `first` only the first query is asked.
-    void attend(Scratch& s, char* memory, int row, int length, int head, int to, bool first) const {
+    void attend(Scratch& s, char* memory, const char* q, int length, int head, int to, bool first) const {
         const int size = shape.wide_head, steps = size / WIDE, keys = up(length, 32);
         const size_t stride = size_t(shape.row()) * 2;
-        const char* q = s.qkv.data + size_t(row) * stride + size_t(head) * size * 2;
-        const char* k = q + size_t(shape.context) * 2;
-        const char* v = k + size_t(shape.context) * 2;
+        const char* k = q + size_t(size) * 2;
+        const char* v = k + size_t(size) * 2;
         char* kept = memory;  // keys as a right operand
         char* values = kept + size_t(keys) * size * 2;
         float* scores = reinterpret_cast<float*>(values + size_t(keys) * size * 2);
@@ -722,16 +859,25 @@ struct Encoder {
         embed(in, chunk, s, share(rows, part), share(rows, part + 1));
         barrier.wait();
         char* memory = s.attention[part]->data;
+        char* rest = memory + size_t(up(rows, 32) + 32) * shape.row() * 2;
+        // an int8 product reads int8 tiles, which each thread makes for its rows
+        auto ready = [&](const Matrix& m, const char* tiles, int wide) {
+            if (!m.int8()) return;
+            shrink(s, tiles, wide, share(rows, part), share(rows, part + 1));
+            barrier.wait();
+        };
         for (int number = 0; number < shape.layers; ++number) {
             const Layer& layer = layers[number];
             const bool last = number + 1 == shape.layers, first = last && in.first_only;
-            project(layer.qkv, s.states.data, rows, s.qkv.data, part, parts);
-            barrier.wait();
-            const int items = texts * shape.heads;
-            int row = 0, text = 0;
-            for (int item = share(items, part), end = share(items, part + 1); item < end; ++item) {
-                for (; text < item / shape.heads; ++text) row += in.lengths[chunk.first + text];
-                attend(s, memory, row, in.lengths[chunk.first + text], item % shape.heads, first ? text : row, first);
+            ready(layer.qkv, s.states.data, shape.wide_hidden);
+            for (int head = share(shape.heads, part); head < share(shape.heads, part + 1); ++head) {
+                project(s, layer.qkv, s.states.data, rows, head, memory);
+                const char* q = memory;
+                for (int text = 0, row = 0; text < texts; ++text) {
+                    const int length = in.lengths[chunk.first + text];
+                    attend(s, rest, q, length, head, first ? text : row, first);
+                    row += length, q += size_t(length) * shape.row() * 2;
+                }
             }
             barrier.wait();
             if (first) {  // from here on only the first tokens count: bring their states together
@@ -745,18 +891,22 @@ struct Encoder {
                 rows = texts;
                 barrier.wait();
             }
-            sum(layer.out, s.context.data, rows, reinterpret_cast<float*>(s.sums.data), part, parts);
+            ready(layer.out, s.context.data, shape.context);
+            sum(s, layer.out, s.context.data, rows, share(layer.out.count, part), share(layer.out.count, part + 1));
             barrier.wait();
-            add_and_norm(s, layer.norm1, share(rows, part), share(rows, part + 1), nullptr);
+            add_and_norm(s, layer.out, layer.norm1, share(rows, part), share(rows, part + 1), nullptr);
             barrier.wait();
-            if (shape.activation == GELU) widen<GELU>(layer.up, s.states.data, rows, s.inner.data, part, parts);
-            else if (shape.activation == GELU_TANH) widen<GELU_TANH>(layer.up, s.states.data, rows, s.inner.data, part, parts);
-            else widen<RELU>(layer.up, s.states.data, rows, s.inner.data, part, parts);
+            ready(layer.up, s.states.data, shape.wide_hidden);
+            const int from = share(layer.up.count, part), to = share(layer.up.count, part + 1);
+            const auto wider = shape.activation == GELU ? &Encoder::widen<GELU>
+                               : shape.activation == GELU_TANH ? &Encoder::widen<GELU_TANH> : &Encoder::widen<RELU>;
+            (this->*wider)(s, layer.up, s.states.data, rows, s.inner.data, from, to);
             barrier.wait();
-            sum(layer.down, s.inner.data, rows, reinterpret_cast<float*>(s.sums.data), part, parts);
+            ready(layer.down, s.inner.data, shape.wide_inner);
+            sum(s, layer.down, s.inner.data, rows, share(layer.down.count, part), share(layer.down.count, part + 1));
             barrier.wait();
             float* plain = in.out + size_t(in.first_only ? chunk.first : chunk.begin) * shape.hidden;
-            add_and_norm(s, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
+            add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
             barrier.wait();
         }
     }
@@ -837,28 +987,33 @@ EXPORT int filbert_encoder_embeddings(void* handle, const float* words, const fl
 }
 
 // weights: query, key and value one below the other (3 * hidden, hidden), output, inner, outer, each
-// followed by its bias, and the gains and shifts of both norms: 12 pointers to float32.
-EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w) {
+// followed by its bias, and the gains and shifts of both norms: 12 pointers to float32. int8: which
+// products are computed so, 1 projections, 2 output, 4 inner, 8 outer, added up.
+EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w, int int8) {
     Encoder& e = *static_cast<Encoder*>(handle);
     const Shape& s = e.shape;
     Layer& layer = e.layers[number];
     auto same = [](int limit) { return [limit](int i) { return i < limit ? i : -1; }; };
     auto of_heads = [&](int i) {  // place in the padded heads -> place in the given ones
         const int d = i % s.wide_head;
-        return d < s.head_size ? i / s.wide_head * s.head_size + d : -1;
+        return i < s.context && d < s.head_size ? i / s.wide_head * s.head_size + d : -1;
     };
     try {
         const int all = s.heads * s.head_size;
+        // the queries, keys and values of a head side by side, then those of the next
         auto of_three = [&](int i) {
-            const int column = of_heads(i % s.context);
-            return column < 0 ? -1 : i / s.context * all + column;
+            const int head = i / (3 * s.wide_head), which = i / s.wide_head % 3, d = i % s.wide_head;
+            return d < s.head_size ? which * all + head * s.head_size + d : -1;
         };
+        auto one = [](int) { return 1.f; };
         // the scale of the scores, and the change from e to 2 as the base of the softmax, go to the queries
         const float scale = 1.44269504089f / std::sqrt(float(s.head_size));
-        pack(layer.qkv, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, of_three, same(s.hidden), s.context, scale);
-        pack(layer.out, s.context, s.wide_hidden, w[2], w[3], all, same(s.hidden), of_heads, 0, 1.f);
-        pack(layer.up, s.wide_hidden, s.wide_inner, w[4], w[5], s.hidden, same(s.inner), same(s.hidden), 0, 1.f);
-        pack(layer.down, s.wide_inner, s.wide_hidden, w[6], w[7], s.inner, same(s.hidden), same(s.inner), 0, 1.f);
+        e.any_int8 |= int8 != 0;
+        pack(layer.qkv, int8 & 1, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, of_three, same(s.hidden),
+             [&](int i) { return i / s.wide_head % 3 == 0 ? scale : 1.f; });
+        pack(layer.out, int8 & 2, s.context, s.wide_hidden, w[2], w[3], all, same(s.hidden), of_heads, one);
+        pack(layer.up, int8 & 4, s.wide_hidden, s.wide_inner, w[4], w[5], s.hidden, same(s.inner), same(s.hidden), one);
+        pack(layer.down, int8 & 8, s.wide_inner, s.wide_hidden, w[6], w[7], s.inner, same(s.hidden), same(s.inner), one);
         layer.norm1 = padded_norm(w[8], w[9], s.hidden, s.wide_hidden);
         layer.norm2 = padded_norm(w[10], w[11], s.hidden, s.wide_hidden);
     } catch (const std::bad_alloc&) {
@@ -908,7 +1063,7 @@ EXPORT double filbert_tile_rate(int steps, int loads) {
 EXPORT void* filbert_encoder_new(const int*, float) { return nullptr; }
 EXPORT void filbert_encoder_free(void*) {}
 EXPORT int filbert_encoder_embeddings(void*, const float*, const float*, const float*, const float*, const float*) { return 1; }
-EXPORT int filbert_encoder_layer(void*, int, const float* const*) { return 1; }
+EXPORT int filbert_encoder_layer(void*, int, const float* const*, int) { return 1; }
 EXPORT int filbert_encoder_run(void*, const int64_t*, const int64_t*, const float*, const int*, int, float*, int, int, int) { return 1; }
 EXPORT double filbert_tile_rate(int, int) { return 0; }
 
