@@ -4,6 +4,7 @@
 #   make test      all tests (arguments for pytest: make test ARGS='-k tokenizer -x')
 #   make check     formatting, lint, types, the rules of the house
 #   make format    put the code into the house's format
+#   make sanitize  the native encoder under the compiler's sanitizers, with random shapes
 #   make build     wheel and source archive in dist/
 #   make clean     remove .venv, dist/ and caches
 #
@@ -25,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format build clean
+.PHONY: help demo test check format sanitize build clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -45,6 +46,14 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Memory errors and undefined behaviour, then races.
+sanitize:
+	mkdir -p build
+	for kind in address,undefined thread; do \
+		$(CXX) -O1 -g -std=c++17 -fsanitize=$$kind -pthread tests/native/fuzz.cpp -o build/fuzz && \
+		UBSAN_OPTIONS=halt_on_error=1 build/fuzz 200 || exit 1; \
+	done
 
 build: $(VENV)/.installed-dev
 	$(BIN)/python -m build --no-isolation

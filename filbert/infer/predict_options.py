@@ -26,9 +26,14 @@ class ModelOptions(BaseModel):
     header: bool | None = Field(None, description="First row holds the column names")
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="Compute precision")
+    precision: Literal["auto", "float32", "bf16", "int8"] = Field(
+        "auto", description="Compute precision"
+    )
     batch_tokens: int = Field(4096, description="Tokens computed at once")
     threads: int | None = Field(None, description="CPU threads")
+    core: Literal["torch", "onnxruntime", "openvino"] = Field(
+        "torch", description="What computes; the others open folders of filbert export"
+    )
 
 
 class PredictOptions(ModelOptions):

@@ -57,9 +57,11 @@ def native_bf16(device: torch.device) -> tuple[bool, str]:
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute type for `auto`, `float32` or `bf16`, and the reason in words.
+    """The compute type for `auto`, `float32`, `bf16` or `int8`, and the reason in words.
 
-    Raises `UsageError` where bf16 is asked of a processor that would only emulate it.
+    int8 is for answers alone and computed by the native encoder, the rest of the model in bfloat16.
+    Raises `UsageError` where bf16 is asked of a processor that would only emulate it, or int8 where
+    there is no native encoder.
     """
     native, feature = native_bf16(device)
     if name == "float32":
@@ -71,8 +73,17 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
                 "than float32; use --precision float32 or auto"
             )
         return torch.bfloat16, f"asked for; {feature}"
+    if name == "int8":
+        from filbert.model.native import library
+
+        lib = f"the device is {device.type}" if device.type != "cpu" else library()
+        if isinstance(lib, str):
+            raise UsageError(
+                f"precision int8 needs the native encoder: {lib}; use --precision auto or float32"
+            )
+        return torch.int8, "asked for; AMX"
     if name != "auto":
-        raise UsageError(f"unknown precision {name!r}; expected auto, float32 or bf16")
+        raise UsageError(f"unknown precision {name!r}; expected auto, float32, bf16 or int8")
     if native:
         return torch.bfloat16, f"computed natively by {feature}"
     return torch.float32, f"{device.type} has {feature}"
@@ -96,12 +107,18 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def go_native(model: nn.Module, dtype: torch.dtype) -> None:
-    """Set the type that `model` computes in, with the native encoder where it serves (bfloat16 on a
-    processor with AMX); one line of the log says which path was taken."""
+    """Set the type that `model` computes in, with the native encoder where it serves (bfloat16 and
+    int8 on a processor with AMX); one line of the log says which path was taken. Raises
+    `UsageError` for int8 where it does not serve."""
     from filbert.model.native import attach
 
     reason = attach(model, dtype)
     if reason is not None:
+        if dtype == torch.int8:
+            raise UsageError(
+                f"precision int8: {type(model).__name__} cannot be computed by the native encoder: "
+                f"{reason}; use --precision auto or float32"
+            )
         model.to(dtype=dtype)
     path = "native encoder (AMX)" if reason is None else f"PyTorch: {reason}"
     logger.info("%s computes by: %s", type(model).__name__, path)

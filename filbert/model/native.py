@@ -28,6 +28,7 @@ from filbert.model.outputs import ModelOutput
 
 LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
+ALL = 15  # products of a layer in int8: 1 projections, 2 output, 4 inner, 8 outer, added up
 CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
 Pointer = ctypes.c_void_p
 
@@ -77,7 +78,8 @@ def why_not(config: Any) -> str | None:
 
 
 class NativeEncoder:
-    """A copy of an encoder's weights, and the call that computes with them.
+    """A copy of an encoder's weights, and the call that computes with them. `int8`: which products
+    of a layer are int8 instead of bfloat16, see `ALL`.
 
     Calls from several threads are safe; they take turns. `close` frees the memory, as does the
     collector."""
@@ -87,7 +89,8 @@ class NativeEncoder:
         reason = why_not(config)
         if isinstance(lib, str) or reason is not None:
             raise FilbertError(f"no native encoder: {reason}")
-        self.config, self._lib = config, lib
+        assert isinstance(config, BertConfig)  # says why_not
+        self.config, self.int8, self._lib = config, int8, lib
         shape = (ctypes.c_int * 6)(
             config.num_hidden_layers, config.hidden_size, config.num_attention_heads,
             config.head_size, config.intermediate_size, ACTIVATIONS[config.hidden_act],
@@ -171,10 +174,11 @@ class NativeEncoder:
 
 def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
     """Let the native encoder compute for every BERT encoder in `model`, from its present weights,
-    and round the model's own to `dtype`; returns why it does not, None if it does."""
+    in `dtype` (bfloat16 or int8), and round the model's own weights to bfloat16; returns why it
+    does not, None if it does."""
     encoders = [module for module in model.modules() if isinstance(module, BertModel)]
-    if dtype != torch.bfloat16:
-        return f"it computes in bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if dtype not in (torch.bfloat16, torch.int8):
+        return f"it computes in bfloat16 or int8, not {str(dtype).removeprefix('torch.')}"
     if not encoders:
         return "there is no BERT encoder in this model"
     for bert in encoders:
@@ -183,8 +187,9 @@ def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
             return reason
         if any(weight.device.type != "cpu" for weight in bert.parameters()):
             return "the model is not on the CPU"
-    natives = [NativeEncoder(bert) for bert in encoders]  # from weights not yet rounded
-    model.to(dtype)
+    int8 = ALL if dtype == torch.int8 else 0
+    natives = [NativeEncoder(bert, int8) for bert in encoders]  # from weights not yet rounded
+    model.to(torch.bfloat16)
     for bert, native in zip(encoders, natives, strict=True):
         # an attribute of the module itself stands before the method of its class
         bert.forward = _Forward(bert, native)  # type: ignore[method-assign]
@@ -231,7 +236,7 @@ class _Forward:
         check_places(predict_at, lengths, others=first_only)
         if self.stamp != self._now():  # somebody changed the weights: copy them again
             self.native.close()
-            self.__init__(bert, NativeEncoder(bert))  # type: ignore[misc]
+            self.__init__(bert, NativeEncoder(bert, self.native.int8))  # type: ignore[misc]
         hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only)
         hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None
@@ -265,6 +270,7 @@ def _sound(input_ids: Tensor, lengths: Tensor, types: Tensor | None, bert: BertM
         return False
     if types is None:
         return True
+    assert isinstance(bert.config, BertConfig)
     fits = types.shape == input_ids.shape and types.dtype == torch.int64
     return fits and int(types.min()) >= 0 and int(types.max()) < bert.config.type_vocab_size
 

@@ -87,6 +87,31 @@ def test_it_equals_its_slow_twin(shape: str, threads: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("int8", [1, 2, 4, 8, 15])
+def test_int8_is_near_its_slow_twin(shape: str, int8: int) -> None:
+    model = encoder(**SHAPES[shape])
+    native = NativeEncoder(model, int8)
+    for lengths in BATCHES:
+        given = batch(lengths, model.config.vocab_size)
+        with torch.no_grad():
+            wanted = model(**given).last_hidden_state
+        first = torch.cumsum(given["lengths"], 0) - given["lengths"]
+        for threads in (1, 2):
+            assert distance(native(**given, threads=threads), wanted) < TOLERANCE, lengths
+            found = native(**given, first_only=True, threads=threads)
+            assert distance(found, wanted[first]) < TOLERANCE, lengths
+
+
+@needs_native
+def test_int8_does_not_depend_on_threads() -> None:
+    model = encoder(**PLAIN)
+    values = NativeEncoder(model, 15)(**batch([9], 99))
+    again = NativeEncoder(model, 15)(**batch([9], 99), threads=2)
+    assert torch.equal(values, again)  # whole numbers add up in any order
+
+
+@needs_native
 def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
     # no sum depends on what else is in the batch, so not even the last bit differs
     model = encoder(**PLAIN)
@@ -220,7 +245,7 @@ def test_closed_it_says_so() -> None:
 
 def test_it_tells_why_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder(**PLAIN)
-    assert "bfloat16, not float32" in (attach(model, torch.float32) or "")
+    assert "bfloat16 or int8, not float32" in (attach(model, torch.float32) or "")
     monkeypatch.setattr("filbert.model.native.library", lambda: "no AMX here")
     assert why_not(model.config) == "no AMX here"
     with pytest.raises(FilbertError, match="no AMX here"):

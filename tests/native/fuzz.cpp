@@ -1,0 +1,71 @@
+// Random shapes and lengths through the native encoder, built with AddressSanitizer and
+// UndefinedBehaviorSanitizer by `make sanitize`: no result is checked here but that it is a number
+// and the same on one thread and on several (tests/numerics/test_native.py compares the numbers).
+//
+//   fuzz [rounds] [seed]
+
+#include "../../filbert/native/encoder.cpp"
+
+#include <cstdio>
+#include <random>
+
+int main(int count, char** words) {
+    if (!filbert_native_level()) {
+        std::puts("skipped: no AMX here");
+        return 0;
+    }
+    const int rounds = count > 1 ? std::atoi(words[1]) : 200;
+    std::mt19937 draw(count > 2 ? std::atoi(words[2]) : 1);
+    auto number = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(draw); };
+    std::normal_distribution<float> normal(0.f, 0.2f);
+    auto floats = [&](size_t size) {
+        std::vector<float> values(size);
+        for (float& value : values) value = normal(draw);
+        return values;
+    };
+    for (int round = 0; round < rounds; ++round) {
+        const int heads = number(1, 5), head = number(1, 90), hidden = heads * head, inner = number(1, 300);
+        const int layers = number(1, 3), vocabulary = number(1, 50), longest = number(1, 300);
+        const int shape[6] = {layers, hidden, heads, head, inner, number(0, 2)};
+        void* encoder = filbert_encoder_new(shape, 1e-12f);
+        const auto words_table = floats(size_t(vocabulary) * hidden), places = floats(size_t(longest) * hidden);
+        const auto kinds = floats(size_t(2) * hidden), gain = floats(hidden), shift = floats(hidden);
+        filbert_encoder_embeddings(encoder, words_table.data(), places.data(), kinds.data(), gain.data(), shift.data());
+        const int int8 = number(0, 15);
+        for (int layer = 0; layer < layers; ++layer) {
+            const size_t h = hidden, i = inner;
+            const size_t sizes[12] = {3 * h * h, 3 * h, h * h, h, i * h, i, h * i, h, h, h, h, h};
+            std::vector<std::vector<float>> weights;
+            const float* pointers[12];
+            for (int w = 0; w < 12; ++w) weights.push_back(floats(sizes[w])), pointers[w] = weights.back().data();
+            filbert_encoder_layer(encoder, layer, pointers, int8);
+        }
+        for (int call = 0; call < 3; ++call) {
+            const int texts = number(1, 12);
+            std::vector<int> lengths(texts);
+            int tokens = 0;
+            for (int& length : lengths) tokens += length = number(1, longest);
+            std::vector<int64_t> ids(tokens), types(tokens);
+            for (auto& id : ids) id = number(0, vocabulary - 1);
+            for (auto& type : types) type = number(0, 1);
+            const auto hidden_states = floats(size_t(tokens) * hidden);
+            const bool first = number(0, 1), ready = number(0, 3) == 0, typed = number(0, 1);
+            const size_t rows = first ? texts : tokens;
+            std::vector<float> one(rows * hidden), several(rows * hidden);
+            const int chunk = number(1, 600);
+            auto run = [&](std::vector<float>& out, int threads, int chunk_tokens) {
+                return filbert_encoder_run(encoder, ready ? nullptr : ids.data(), typed && !ready ? types.data() : nullptr,
+                                           ready ? hidden_states.data() : nullptr, lengths.data(), texts, out.data(),
+                                           first, threads, chunk_tokens);
+            };
+            if (run(one, 1, chunk) || run(several, number(1, 6), number(1, 600))) return std::puts("out of memory"), 1;
+            for (size_t i = 0; i < one.size(); ++i)
+                if (!std::isfinite(one[i]) || std::abs(one[i] - several[i]) > 0.3f * (1.f + std::abs(one[i]))) {
+                    std::printf("round %d: %g alone, %g by several threads\n", round, one[i], several[i]);
+                    return 1;
+                }
+        }
+        filbert_encoder_free(encoder);
+    }
+    std::printf("%d rounds\n", rounds);
+}
