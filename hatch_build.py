@@ -1,4 +1,4 @@
-"""Compile filbert/native/encoder.cpp where a C++ compiler is; elsewhere filbert works without it.
+"""Compile filbert/native where a C++ compiler is; elsewhere filbert works without it.
 
 hatchling runs this for a wheel and for an editable install. A compiler is looked for in `CXX`, then
 by its usual names. What is compiled asks the processor at run time whether it serves, so no flag

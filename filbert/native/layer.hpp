@@ -1,0 +1,337 @@
+// The parts of a layer: projections, attention, feed-forward, norms. Part of encoder.cpp.
+#pragma once
+
+#include "tiles.hpp"
+
+struct Scratch {
+    Memory states, context, inner, sums;  // of a chunk
+    Memory small;  // the input of a product as int8 tiles
+    std::vector<float> scales;  // of its rows
+    std::vector<std::unique_ptr<Memory>> attention;  // of each thread: all that one head needs
+};
+
+
+// What a layer is made of, for any rows of a chunk. Knows the shape, holds no weights.
+struct Parts {
+    Shape shape;
+    bool any_int8 = false;
+
+    explicit Parts(const Shape& shape) : shape(shape) {}
+
+    char* state(Scratch& s, int row) const {  // row of a tiled matrix `wide_hidden` wide
+        return s.states.data + size_t(row / 16) * (shape.wide_hidden / WIDE) * TILE + row % 16 * 64;
+    }
+
+    void prepare(Scratch& s, int rows, int longest, int threads) const {
+        const size_t r = up(rows, 32);
+        s.states.need(r * shape.wide_hidden * 2);
+        s.context.need(r * shape.context * 2);
+        s.inner.need(r * shape.wide_inner * 2);
+        s.sums.need(r * shape.wide_hidden * 4);
+        if (any_int8) {
+            s.small.need(r * up(std::max({shape.wide_hidden, shape.context, shape.wide_inner}), 64));
+            if (s.scales.size() < r) s.scales.resize(r);
+        }
+        const size_t keys = up(longest, 32);
+        while (int(s.attention.size()) < threads) s.attention.push_back(std::make_unique<Memory>());
+        for (auto& memory : s.attention)
+            memory->need((r + 32) * shape.row() * 2 + keys * shape.wide_head * 2 * 2 + 32 * keys * 4 + 32 * keys * 2);
+    }
+
+    // Norm of 32-column pieces in `row`, float32 and padded with zeros, to the tiled states.
+    void normalise(const float* row, const float* gain_shift, char* into, float* plain) const {
+        const int wide = shape.wide_hidden, size = shape.hidden;
+        __m512 sum = _mm512_setzero_ps();
+        for (int i = 0; i < wide; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+        const float mean = _mm512_reduce_add_ps(sum) / size;
+        const __m512 centre = _mm512_set1_ps(mean);
+        __m512 square = _mm512_setzero_ps();
+        for (int i = 0; i < wide; i += 16) {
+            const __m512 d = _mm512_sub_ps(_mm512_loadu_ps(row + i), centre);
+            square = _mm512_fmadd_ps(d, d, square);
+        }
+        const float variance = (_mm512_reduce_add_ps(square) - (wide - size) * mean * mean) / size;
+        const __m512 factor = _mm512_set1_ps(1.f / std::sqrt(std::max(variance, 0.f) + shape.eps));
+        const float* shift = gain_shift + wide;
+        for (int i = 0; i < wide; i += 32) {
+            __m512 low = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i), centre), factor);
+            __m512 high = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + i + 16), centre), factor);
+            low = _mm512_fmadd_ps(low, _mm512_loadu_ps(gain_shift + i), _mm512_loadu_ps(shift + i));
+            high = _mm512_fmadd_ps(high, _mm512_loadu_ps(gain_shift + i + 16), _mm512_loadu_ps(shift + i + 16));
+            _mm512_store_si512(into + size_t(i / WIDE) * TILE, pack_bf16(low, high));
+            if (plain) {
+                const int left = size - i;
+                const __mmask16 m1 = left >= 16 ? 0xffff : __mmask16((1u << std::max(left, 0)) - 1);
+                const __mmask16 m2 = left >= 32 ? 0xffff : __mmask16((1u << std::max(left - 16, 0)) - 1);
+                _mm512_mask_storeu_ps(plain + i, m1, low);
+                _mm512_mask_storeu_ps(plain + i + 16, m2, high);
+            }
+        }
+    }
+
+    // A block of sums with what makes them values: scales if they are int32, and the bias.
+    template <bool int8> struct Sums {
+        const float *block, *rows;  // of 32; scale of each row
+        __m512 scale1, scale2, bias1, bias2;
+        Sums(const float* block, const float* rows, const Matrix& m, int panel) : block(block), rows(rows) {
+            bias1 = _mm512_loadu_ps(&m.bias[panel * WIDE]), bias2 = _mm512_loadu_ps(&m.bias[panel * WIDE + 16]);
+            if constexpr (int8)
+                scale1 = _mm512_loadu_ps(&m.scale[panel * WIDE]), scale2 = _mm512_loadu_ps(&m.scale[panel * WIDE + 16]);
+        }
+        __m512 value(int row, int at, __m512 scale, __m512 bias) const {
+            if constexpr (!int8) return _mm512_add_ps(_mm512_load_ps(block + row * 32 + at), bias);
+            const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(block + row * 32 + at));
+            return _mm512_fmadd_ps(_mm512_mul_ps(whole, _mm512_set1_ps(rows[row])), scale, bias);
+        }
+        __m512 low(int row) const { return value(row, 0, scale1, bias1); }
+        __m512 high(int row) const { return value(row, 16, scale2, bias2); }
+    };
+
+    // For each 32 rows and each of the panels `from` to `to` the sums, handed row by row to `take(Sums,
+    // row of the block, first row, panel)`, while the next block is multiplied. The input is `tiles`,
+    // or for an int8 matrix what `shrink` made of them.
+    template <class Take>
+    void multiply(const Scratch& s, const char* tiles, int rows, const Matrix& m, int from, int to, Take take) const {
+        if (m.int8()) multiply_as<true>(s, s.small.data, rows, m, from, to, take);
+        else multiply_as<false>(s, tiles, rows, m, from, to, take);
+    }
+
+    template <bool int8, class Take>
+    void multiply_as(const Scratch& s, const char* tiles, int rows, const Matrix& m, int from, int to, Take take) const {
+        alignas(64) float blocks[2][32 * 32];
+        const size_t next = size_t(m.steps) * TILE;
+        Sums<int8> last(blocks[0], nullptr, m, from);  // of the block before
+        int count = 0, row = 0, column = 0, turn = 0;  // its rows, its place
+        const int lines = lines_ahead(rows);
+        for (int panel = from; panel < to; ++panel) {
+            const char* b = m.panels.data + size_t(panel) * m.steps * 2 * TILE;
+            const char* ahead = b + size_t(m.steps) * 2 * TILE;
+            for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * m.steps * 64) {
+                const char* a = tiles + size_t(r / 16) * next;
+                float* sums = blocks[turn ^= 1];
+                if (rows - r > 16 && count == 32)
+                    product32<int8>(a, next, b, m.steps, sums, 128, false, ahead, lines,
+                                    [&](int i) { take(last, i, row, column); });
+                else {
+                    for (int i = 0; i < count; ++i) take(last, i, row, column);
+                    if (rows - r > 16) product32<int8>(a, next, b, m.steps, sums, 128, false, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, m.steps, sums, 128);
+                }
+                const float* scales = nullptr;
+                if constexpr (int8) scales = &s.scales[r];
+                last = Sums<int8>(sums, scales, m, panel);
+                count = rows - r > 16 ? 32 : 16, row = r, column = panel;
+            }
+        }
+        for (int i = 0; i < count; ++i) take(last, i, row, column);
+    }
+
+    // The next panel comes from far away: each of a panel's blocks asks for so many lines a step.
+    static int lines_ahead(int rows) { return (2 * TILE / 64 * 32 + rows - 1) / rows; }
+
+    // Rows of bfloat16 tiles, `wide` columns, as int8 tiles with a scale for each row.
+    void shrink(Scratch& s, const char* tiles, int wide, int begin, int end) const {
+        const int blocks = wide / WIDE, small_blocks = up(wide, 64) / 64;
+        for (int r = begin; r < end; ++r) {
+            const char* from = tiles + size_t(r / 16) * blocks * TILE + r % 16 * 64;
+            char* to = s.small.data + size_t(r / 16) * small_blocks * TILE + r % 16 * 64;
+            __m512 most = _mm512_setzero_ps();
+            for (int i = 0; i < blocks; ++i) {
+                const char* at = from + size_t(i) * TILE;
+                most = _mm512_max_ps(most, _mm512_max_ps(_mm512_abs_ps(load_bf16(at)), _mm512_abs_ps(load_bf16(at + 32))));
+            }
+            const float largest = _mm512_reduce_max_ps(most);
+            s.scales[r] = largest / 127.f;
+            const __m512 inverse = _mm512_set1_ps(largest > 0.f ? 127.f / largest : 0.f);
+            for (int i = 0; i < blocks; ++i) {
+                const char* at = from + size_t(i) * TILE;
+                char* place = to + size_t(i / 2) * TILE + i % 2 * 32;
+                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(at), inverse));
+                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(at + 32), inverse));
+                _mm_store_si128(reinterpret_cast<__m128i*>(place), _mm512_cvtsepi32_epi8(low));
+                _mm_store_si128(reinterpret_cast<__m128i*>(place + 16), _mm512_cvtsepi32_epi8(high));
+            }
+            if (blocks % 2) {
+                _mm256_store_si256(reinterpret_cast<__m256i*>(to + size_t(blocks / 2) * TILE + 32), _mm256_setzero_si256());
+            }
+        }
+    }
+
+    // Queries, keys and values of a head, row by row into `into`.
+    void project(const Scratch& s, const Matrix& m, const char* tiles, int rows, int head, char* into) const {
+        const int panels = shape.row() / WIDE, from = head * panels;
+        const size_t stride = size_t(shape.row()) * 2;
+        multiply(s, tiles, rows, m, from, from + panels, [&](const auto& sums, int i, int r, int panel) {
+            _mm512_store_si512(into + (r + i) * stride + size_t(panel - from) * 64, pack_bf16(sums.low(i), sums.high(i)));
+        });
+    }
+
+    template <int kind>
+    void widen(const Scratch& s, const Matrix& m, const char* tiles, int rows, char* into, int from, int to) const {
+        const size_t next = size_t(m.count) * TILE;
+        multiply(s, tiles, rows, m, from, to, [&](const auto& sums, int i, int r, int panel) {
+            char* at = into + size_t((r + i) / 16) * next + size_t(panel) * TILE + i % 16 * 64;
+            _mm512_store_si512(at, pack_bf16(activate(sums.low(i), kind), activate(sums.high(i), kind)));
+        });
+    }
+
+    // The bare sums of a product with as many columns as the states; `add_and_norm` makes values of
+    // them. An input that is too large to stay near is taken in several parts of its columns.
+    void sum(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to) const {
+        if (m.int8()) sum_as<true>(s, m, s.small.data, rows, from, to);
+        else sum_as<false>(s, m, tiles, rows, from, to);
+    }
+
+    template <bool int8>
+    void sum_as(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to) const {
+        constexpr size_t near = 400 << 10;  // bytes of the input that stay in the second-level cache
+        const size_t next = size_t(m.steps) * TILE, stride = size_t(shape.wide_hidden) * 4;
+        const int cuts = rows > 32 ? int((size_t(rows) / 16 * next + near - 1) / near) : 1;
+        const int at_once = (m.steps + cuts - 1) / cuts, lines = lines_ahead(rows);
+        float* sums = reinterpret_cast<float*>(s.sums.data);
+        for (int k = 0; k < m.steps; k += at_once) {
+            const int steps = std::min(at_once, m.steps - k);
+            for (int panel = from; panel < to; ++panel) {
+                const char* b = m.panels.data + (size_t(panel) * m.steps + k) * 2 * TILE;
+                const char* ahead = b + size_t(m.steps) * 2 * TILE;
+                for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * steps * 64) {
+                    const char* a = tiles + size_t(r / 16) * next + size_t(k) * TILE;
+                    float* at = sums + size_t(r) * shape.wide_hidden + panel * WIDE;
+                    if (rows - r > 16 || k || steps < m.steps)
+                        product32<int8>(a, next, b, steps, at, stride, k > 0, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, steps, at, stride);
+                }
+            }
+        }
+    }
+
+    // Make values of the sums of a product, add the states, and normalise: the new states.
+    void add_and_norm(Scratch& s, const Matrix& m, const std::vector<float>& norm, int begin, int end,
+                      float* const* plain) const {
+        const int wide = shape.wide_hidden;
+        for (int r = begin; r < end; ++r) {
+            float* row = reinterpret_cast<float*>(s.sums.data) + size_t(r) * wide;
+            char* tiles = state(s, r);
+            const __m512 scale = _mm512_set1_ps(m.int8() ? s.scales[r] : 1.f);
+            for (int i = 0; i < wide; i += 16) {
+                const __m512 before = load_bf16(tiles + size_t(i / WIDE) * TILE + i % WIDE * 2);
+                const __m512 bias = _mm512_add_ps(before, _mm512_loadu_ps(&m.bias[i]));
+                __m512 value;
+                if (m.int8()) {
+                    const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(row + i));
+                    value = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_loadu_ps(&m.scale[i]), bias);
+                } else value = _mm512_add_ps(_mm512_load_ps(row + i), bias);
+                _mm512_store_ps(row + i, value);
+            }
+            normalise(row, norm.data(), tiles, plain ? *plain + size_t(r) * shape.hidden : nullptr);
+        }
+    }
+
+    // Softmax of Q K^T, times V, of one head of one text. q: its first row of what `project` made; the
+    // context goes to rows from `to` on. With `first` only the first query is asked.
+    void attend(Scratch& s, char* memory, const char* q, int length, int head, int to, bool first) const {
+        const int size = shape.wide_head, steps = size / WIDE, keys = up(length, 32);
+        const size_t stride = size_t(shape.row()) * 2;
+        const char* k = q + size_t(size) * 2;
+        const char* v = k + size_t(size) * 2;
+        char* kept = memory;  // keys as a right operand
+        char* values = kept + size_t(keys) * size * 2;
+        float* scores = reinterpret_cast<float*>(values + size_t(keys) * size * 2);
+        char* odds = reinterpret_cast<char*>(scores) + size_t(32) * keys * 4;  // tiles
+
+        for (int j = 0; j < keys; j += 16)
+            for (int d = 0; d < steps; ++d)
+                transpose16(k + j * stride + d * 64, stride, std::min(16, length - j),
+                            kept + (size_t(j / 32) * steps + d) * 2 * TILE + (j % 32 / 16) * TILE);
+        const __m512i none = _mm512_setzero_si512();
+        for (int j = 0; j < keys; j += 32)
+            for (int i = 0; i < 16; ++i) {
+                const int one = j + 2 * i, two = one + 1;
+                char* row_out = values + size_t(j / 32) * (size / 16) * TILE + i * 64;
+                for (int d = 0; d < size; d += 16) {
+                    __m512i low = none, high = none;
+                    if (one < length) low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(v + one * stride + d * 2)));
+                    if (two < length) high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(v + two * stride + d * 2)));
+                    _mm512_store_si512(row_out + size_t(d / 16) * TILE, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+                }
+            }
+
+        settle();
+        const int queries = first ? 1 : length;
+        const __m512 low = _mm512_set1_ps(-3.4e38f);
+        for (int begin = 0; begin < queries; begin += 32) {
+            const int count = std::min(32, queries - begin);
+            const bool two = count > 16;
+            const char* a = q + size_t(begin) * stride;
+            for (int j = 0; j < keys; j += 32) {
+                const char* b = kept + size_t(j / 32) * steps * 2 * TILE;
+                _tile_zero(0); _tile_zero(1);
+                if (two) { _tile_zero(2); _tile_zero(3); }
+                for (int d = 0; d < steps; ++d) {
+                    _tile_loadd(4, a + d * 64, stride);
+                    _tile_loadd(6, b + d * 2 * TILE, 64); _tile_loadd(7, b + d * 2 * TILE + TILE, 64);
+                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+                    if (two) {
+                        _tile_loadd(5, a + 16 * stride + d * 64, stride);
+                        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                    }
+                }
+                _tile_stored(0, scores + j, size_t(keys) * 4); _tile_stored(1, scores + j + 16, size_t(keys) * 4);
+                if (two) {
+                    _tile_stored(2, scores + 16 * keys + j, size_t(keys) * 4);
+                    _tile_stored(3, scores + 16 * keys + j + 16, size_t(keys) * 4);
+                }
+            }
+            float inverse[32];
+            const int whole = length / 16 * 16;
+            const __mmask16 rest = __mmask16((1u << (length - whole)) - 1);
+            for (int i = 0; i < count; ++i) {
+                float* line = scores + size_t(i) * keys;
+                __m512 top = low;
+                for (int j = 0; j < whole; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(line + j));
+                if (rest) top = _mm512_mask_max_ps(top, rest, top, _mm512_load_ps(line + whole));
+                const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+                __m512 total = _mm512_setzero_ps();
+                char* to_tile = odds + size_t(i / 16) * (keys / 32) * TILE + i % 16 * 64;
+                for (int j = 0; j < keys; j += 32) {
+                    __m512 x = exp2_of(_mm512_sub_ps(_mm512_load_ps(line + j), most));
+                    __m512 y = exp2_of(_mm512_sub_ps(_mm512_load_ps(line + j + 16), most));
+                    if (j + 32 > length) {
+                        x = _mm512_maskz_mov_ps(mask_of(length - j), x);
+                        y = _mm512_maskz_mov_ps(mask_of(length - j - 16), y);
+                    }
+                    total = _mm512_add_ps(total, _mm512_add_ps(x, y));
+                    _mm512_store_si512(to_tile + size_t(j / 32) * TILE, pack_bf16(x, y));
+                }
+                inverse[i] = 1.f / _mm512_reduce_add_ps(total);
+            }
+            settle();
+            alignas(64) float sums[32 * 32];
+            for (int d = 0; d < size; d += 32) {
+                const char* b = values + size_t(d / 16) * TILE;
+                _tile_zero(0); _tile_zero(1);
+                if (two) { _tile_zero(2); _tile_zero(3); }
+                for (int j = 0; j < keys / 32; ++j) {
+                    const char* p = b + size_t(j) * (size / 16) * TILE;
+                    _tile_loadd(4, odds + size_t(j) * TILE, 64);
+                    _tile_loadd(6, p, 64); _tile_loadd(7, p + TILE, 64);
+                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+                    if (two) {
+                        _tile_loadd(5, odds + size_t(keys / 32 + j) * TILE, 64);
+                        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                    }
+                }
+                _tile_stored(0, sums, 128); _tile_stored(1, sums + 16, 128);
+                if (two) { _tile_stored(2, sums + 512, 128); _tile_stored(3, sums + 528, 128); }
+                const size_t column = size_t(head * size + d) / WIDE;
+                for (int i = 0; i < count; ++i) {
+                    const int r = to + begin + i;
+                    const __m512 f = _mm512_set1_ps(inverse[i]);
+                    char* place = s.context.data + (size_t(r / 16) * (shape.context / WIDE) + column) * TILE + r % 16 * 64;
+                    _mm512_store_si512(place, pack_bf16(_mm512_mul_ps(_mm512_load_ps(sums + i * 32), f),
+                                                        _mm512_mul_ps(_mm512_load_ps(sums + i * 32 + 16), f)));
+                }
+            }
+        }
+    }
+};

@@ -1,0 +1,31 @@
+// Aligned memory for weights and activations. Part of encoder.cpp.
+#pragma once
+
+// Aligned memory in huge pages where the system has them; zeroed.
+struct Memory {
+    char* data = nullptr;
+    size_t size = 0;
+    Memory() = default;
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    ~Memory() { release(); }
+    void release() {
+        if (data) munmap(data, size);
+        data = nullptr, size = 0;
+    }
+    // At least this much; what was there is lost if it grows.
+    void need(size_t bytes) {
+        if (bytes <= size) return;
+        release();
+        constexpr size_t huge = size_t(2) << 20;
+        const size_t whole = (bytes + huge - 1) / huge * huge;
+        void* p = mmap(nullptr, whole + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) throw std::bad_alloc();
+        char* begin = static_cast<char*>(p);
+        const size_t skip = (huge - reinterpret_cast<uintptr_t>(begin) % huge) % huge;
+        if (skip) munmap(begin, skip);
+        if (huge - skip) munmap(begin + skip + whole, huge - skip);
+        data = begin + skip, size = whole;
+        madvise(data, size, MADV_HUGEPAGE);
+    }
+};
