@@ -162,6 +162,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where there is none. Raises `FilbertError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
 def cannot_write(target: Path, error: OSError) -> FilbertError:
     """The error for a write to `target` that failed: the cause, what stayed whole, what to do."""
     if error.errno in _FULL:

@@ -11,6 +11,7 @@ is understood through its `config.json`.
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
@@ -19,11 +20,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from filbert.atomic import write_file
+from filbert.atomic import make_folder, write_file
 from filbert.errors import FilbertError
 from filbert.model.config import EncoderConfig, read_values
+from filbert.model.core import model_on
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.pretrained import PretrainedModel
+from filbert.model.runtime import IN_PYTORCH, check_core, open_runtime, refuse_without_weights
 from filbert.model.seq2seq_config import Seq2SeqConfig
 from filbert.sources import resolve
 from filbert.text import BertTokenizer
@@ -33,6 +36,7 @@ MANIFEST = "filbert.json"
 ARCHITECTURES: dict[str, tuple[tuple[str, ...], str]] = {
     "BertForSequenceClassification": (("classify", "rank"), "bert"),
     "BertForTokenClassification": (("tag",), "bert"),
+    "BertCrfForTokenClassification": (("tag",), "crf"),
     "BertForQuestionAnswering": (("answer",), "span_head"),
     "BertForExtractiveSummary": (("summarize",), "sentence_head"),
     "BertForSeq2SeqLM": (("translate", "summarize"), "seq2seq"),
@@ -90,17 +94,32 @@ class Bundle:
     tokenizer: BertTokenizer
 
 
-def open_bundle(name: str | PathLike[str], *, revision: str | None = None) -> Bundle:
+def open_bundle(
+    name: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    core: str = "auto",
+    threads: int | None = None,
+) -> Bundle:
     """Open a bundle, or any BERT folder, installed name or hub name.
 
-    Raises `FilbertError` for a folder that is no model, or whose parts do not fit each other.
+    core: `auto`, `torch` (without the native encoder), or `onnxruntime` or `openvino` for a folder
+    that `filbert export` made, with `threads` of the CPU. Raises `FilbertError` for a folder that is
+    no model, or whose parts do not fit each other.
     """
+    check_core(core)
     folder = resolve(name, revision=revision)
     manifest = read_manifest(folder)
     config = read_config(folder)
-    model = architecture(config).from_pretrained(folder)
+    if core in IN_PYTORCH:
+        refuse_without_weights(folder)
+        model = architecture(config).from_pretrained(folder)
+    else:
+        model = model_on(open_runtime(core, folder, threads=threads), architecture(config), config)
+    model.may_go_native = core == "auto"
     tokenizer = BertTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer, config, source=str(folder))
+    fit_tokenizer(tokenizer, config)
     return Bundle(folder, manifest, model, tokenizer)
 
 
@@ -112,6 +131,11 @@ def check_tokenizer(tokenizer: BertTokenizer, config: EncoderConfig, *, source: 
             f"{source}: the tokenizer gives ids up to {highest} but the model's embedding has "
             f"{config.vocab_size} rows; the two do not belong together"
         )
+
+
+def fit_tokenizer(tokenizer: BertTokenizer, config: EncoderConfig) -> None:
+    """Let `truncation=True` cut texts at no more tokens than the model has positions for."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
 
 
 def read_config(folder: Path) -> EncoderConfig:
@@ -180,9 +204,11 @@ def save_bundle(
 ) -> Path:
     """Write a bundle into `folder`, each file atomically, `filbert.json` last."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     (target / MANIFEST).unlink(missing_ok=True)
     model.save_pretrained(target)
+    tokenizer = copy(tokenizer)  # the caller's stays as it is
+    fit_tokenizer(tokenizer, model.config)
     tokenizer.save_pretrained(target)
     write_file(target / "README.md", model_card(target.name, model, manifest))
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)

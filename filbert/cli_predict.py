@@ -8,7 +8,7 @@ filbert evaluate runs/reviews --data test.csv
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from filbert.infer.predict_options import EvaluateOptions, PredictOptions
 
 READING = ("text_column", "pair_column", "format", "encoding", "header")
-MACHINE = ("device", "precision", "batch_tokens", "threads")
+MACHINE = ("device", "precision", "batch_tokens", "threads", "core")
 OF_A_TASK = (
     *("all_scores", "top", "targets", "threshold", "dimensions", "sentences", "max_words"),
     *("max_characters", "blocking", "beams", "max_tokens", "min_tokens", "length_penalty"),
@@ -37,7 +37,7 @@ def predict(options: PredictOptions, as_json: bool) -> None:
         raise UsageError("--pair goes with exactly one text")
     if options.context is not None and (options.file or options.pair is not None):
         raise UsageError("--context goes with neither --file nor --pair")
-    from filbert.infer.predict import WINDOW, as_json_text, load, stream, typed_rows
+    from filbert.infer.predict import WINDOW, as_json_text, load
 
     model = load(options.bundle, **chosen(options, MACHINE))
     if options.perplexity:
@@ -48,25 +48,55 @@ def predict(options: PredictOptions, as_json: bool) -> None:
     if options.file is not None:
         write_file(options, model, given)
         return
-    rows: Iterable[Any]
+    check_second(options, model)
+    alone = len(texts) == 1
+    window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
+    for row, answer in answered(options, model, window=window, **given):
+        asked = row[0] if options.context is not None and not isinstance(row, str) else row
+        if as_json:
+            print(as_json_text(answer))
+        elif "error" in answer:
+            print(f"error: {answer['error']}")
+        else:
+            print(model.line(answer, None if alone else asked))
+
+
+def check_second(options: PredictOptions, model: Any) -> None:
+    """`UsageError` where a model of two texts is given one, or one of single texts two."""
+    if not model.manifest.pair:
+        for name in ("context", "pair"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name}: this model takes one text, not two")
+    elif options.texts and options.context is None and options.pair is None:
+        if model.manifest.task == "answer":
+            raise UsageError(
+                "a question is asked of a text: name its file with --context, or give the text "
+                "itself with --pair"
+            )
+        raise UsageError("this model compares two texts; give the second one with --pair")
+
+
+def answered(
+    options: PredictOptions, model: Any, *, window: int, **given: Any
+) -> Iterator[tuple[Any, Any]]:
+    """Each text, or line of standard input, with its answer."""
+    from filbert.infer.predict import BadLine, answered_lines, stream, typed_rows
+
+    context = None
     if options.context is not None:
         from filbert.infer.answer import read_context
 
-        if not model.manifest.pair:
-            raise not_for(model, "context")
         context = read_context(options.context, encoding=options.encoding)
-        rows = ((text, context) for text in texts or typed_rows(sys.stdin, pairs=False))
-    else:
-        rows = texts or typed_rows(sys.stdin, pairs=model.manifest.pair)
-    if options.pair is not None:
-        rows = [(texts[0], options.pair)]
-    alone = len(texts) == 1
-    mine, theirs = tee(rows)
-    window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
-    answers = stream(model, theirs, window=window, **given)
-    for row, answer in zip(mine, answers, strict=False):  # `answers` is behind by a window
-        asked = row[0] if options.context is not None else row
-        print(as_json_text(answer) if as_json else model.line(answer, None if alone else asked))
+    if options.texts:
+        second = options.pair if context is None else context
+        rows = [text if second is None else (text, second) for text in options.texts]
+        mine, theirs = tee(rows)  # the answers are behind by a window
+        yield from zip(mine, stream(model, theirs, window=window, **given), strict=False)
+        return
+    lines = typed_rows(sys.stdin, pairs=model.manifest.pair and context is None)
+    if context is not None:
+        lines = (line if isinstance(line, BadLine) else (line, context) for line in lines)
+    yield from answered_lines(model, lines, window=window, strict=options.strict, **given)
 
 
 def write_file(options: PredictOptions, model: Any, given: dict[str, Any]) -> None:
@@ -108,7 +138,10 @@ def task_options(options: PredictOptions, model: Any) -> dict[str, Any]:
         if (value := getattr(options, name)) is not None and value != []
     }
     if "top" in given and model.manifest.task in ("answer", "fill", "pretrain"):
-        given["n_best" if model.manifest.task == "answer" else "top_k"] = given.pop("top")
+        name, most = ("n_best", 1000) if model.manifest.task == "answer" else ("top_k", 100_000)
+        if not 1 <= given["top"] <= most:
+            raise UsageError(f"--top must be from 1 to {most:,}, got {given['top']}")
+        given[name] = given.pop("top")
     for name in given:
         if name not in model.OPTIONS:
             raise not_for(model, name)

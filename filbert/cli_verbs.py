@@ -48,7 +48,8 @@ class Verb:
             if other:
                 self.instead[other[0]][1](values[other[0]], as_json)
             else:
-                self.run(parse(values, recipe, model, verb=self.name), as_json)
+                options = parse(values, recipe, model, verb=self.name, arguments=self.arguments)
+                self.run(options, as_json)
 
         return command_from_fields(
             model, carry_out, help=self.help, arguments=self.arguments, recipes=self.recipes,
@@ -56,17 +57,26 @@ class Verb:
         )  # fmt: skip
 
 
-def parse(values: dict[str, Any], recipe: str | None, model: type[Any], *, verb: str) -> Any:
-    """The options that were typed, over those of the recipe."""
-    from filbert.train.options import parse_options, read_recipe
+def parse(
+    values: dict[str, Any],
+    recipe: str | None,
+    model: type[Any],
+    *,
+    verb: str,
+    arguments: tuple[str, ...] = (),
+) -> Any:
+    """The options that were typed, over those of the recipe. `arguments`: typed without a name."""
+    from filbert.recipes import merged, parse_options, read_recipe
 
     try:
-        given = {**(read_recipe(recipe) if recipe is not None else {}), **values}
+        given = merged(read_recipe(recipe) if recipe is not None else {}, values, model)
     except OSError as error:
         raise UsageError(
             f"recipe {recipe}: {error.strerror or error}; a TOML file was expected"
         ) from None
-    return parse_options(given, model, source=recipe or verb)
+    return parse_options(
+        given, model, source=recipe or verb, typed=values.keys(), arguments=arguments
+    )
 
 
 def trainer(where: str, then: str) -> Callable[[Any, bool], None]:
@@ -123,10 +133,11 @@ def _prepare(options: Any, as_json: bool) -> None:
         return
     left_out = {"duplicates": counts["duplicates"], "near duplicates": counts["near_duplicates"],
                 **counts["filtered"]}  # fmt: skip
+    unknown = counts["unknown_tokens"] / max(1, counts["tokens"])
     print(
         f"{counts['documents']:,} documents, {counts['sentences']:,} sentences, "
-        f"{counts['tokens']:,} tokens in {len(shown['shards'])} shards; left out: "
-        + ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
+        f"{counts['tokens']:,} tokens ({unknown:.1%} [UNK]) in {len(shown['shards'])} shards; "
+        "left out: " + ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
     )
     print(f"next: filbert pretrain recipes/bert-mini.toml --data {options.out} --out FOLDER")
 
@@ -189,6 +200,29 @@ def _prune(options: Any, as_json: bool) -> None:
         print_json({"out": str(done.out), **done.record, "seconds": round(done.seconds, 3)})
     else:
         print(done)
+
+
+def _export(options: Any, as_json: bool) -> None:
+    from filbert.infer.export import export
+
+    done = export(options)
+    if as_json:
+        print_json({"out": str(done.out), **done.record, "seconds": round(done.seconds, 3)})
+    else:
+        print(done)
+
+
+def _benchmark(options: Any, as_json: bool) -> None:
+    from filbert.infer.benchmark import benchmark
+    from filbert.infer.benchmark_picture import as_markdown
+
+    report = benchmark(options, quiet=False)
+    if as_json:
+        print_json(report)
+        return
+    print(as_markdown(report))
+    if options.out is not None:
+        print(f"\n{options.out}: benchmark.json, benchmark.md, benchmark.svg")
 
 
 def task(name: str, help: str, then: str) -> Verb:
@@ -312,6 +346,22 @@ VERBS = (
         "Make a smaller model: fewer layers, heads or words.",
         "filbert.infer.prune_options:PruneOptions",
         _prune,
+        arguments=("bundle",),
+        recipes=False,
+    ),
+    Verb(
+        "export",
+        "Write a model for ONNX Runtime, OpenVINO, torch.export or TensorFlow.",
+        "filbert.infer.export_options:ExportOptions",
+        _export,
+        arguments=("bundle",),
+        recipes=False,
+    ),
+    Verb(
+        "benchmark",
+        "Measure how fast a model answers here, beside other programs.",
+        "filbert.infer.benchmark_options:BenchmarkOptions",
+        _benchmark,
         arguments=("bundle",),
         recipes=False,
     ),

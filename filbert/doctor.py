@@ -55,6 +55,8 @@ EXTRAS = {
         "seqeval": "1.2.2",
     },
     "tensorboard": {"tensorboard": "2.17"},
+    "export": {"onnx": "1.23", "onnxruntime": "1.32", "onnxscript": "0.7", "openvino": "2026.4"},
+    "tensorflow": {"tensorflow": "2.21"},
 }
 
 # What decides how fast an encoder runs on a CPU, as the kernel names it: x86, then Arm.
@@ -317,9 +319,23 @@ def compute_findings(broken: Mapping[str, str], *, probe: bool) -> Iterator[Find
     precision, reason = choose_precision("auto", device)
     yield Finding("device", str(device))
     yield Finding("precision", f"{str(precision).removeprefix('torch.')} ({reason})")
+    yield native_finding()
     if probe:
         single, half = (matmul_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16))
         yield rate_finding(single, half, bf16_chosen=precision == torch.bfloat16)
+
+
+def native_finding() -> Finding:
+    """Whether the native encoder serves here; a hint where only a compiler was missing."""
+    from filbert.model.native import LIBRARY, library
+
+    found = library()
+    if not isinstance(found, str):
+        return Finding("native encoder", "ready (AMX, bf16 and int8)")
+    amx = "amx_bf16" in (processor()[1] or [])
+    advice = "Install a C++ compiler (g++), then install filbert again." if amx else ""
+    missing = amx and not LIBRARY.is_file()
+    return Finding("native encoder", found, "warn" if missing else "ok", advice if missing else "")
 
 
 def gpu_findings() -> Iterator[Finding]:

@@ -68,6 +68,8 @@ def resolve(
 
     Raises `FilbertError` (`UsageError` for a name that leads nowhere on this disk) in plain words.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise FilbertError(f"expected a folder or the name of a model, got {name!r:.60}")
     text = os.fspath(name)
     if text.startswith("hub:"):
         return hub.model_folder(text[4:], revision=revision, weights=weights, known=INSTALLED)

@@ -5,16 +5,19 @@
             print(document.name, document.source, document.text[:60])
 
 JSON Lines, Parquet and tables hold a document a row, in the column `text`; a column `source` names
-where it comes from. Plain text has three layouts: `lines`, a sentence (or paragraph) a line with an
-empty line between documents, as google-research/bert reads it; `line`, each line a document;
-`file`, the whole file one document. `auto` takes `lines` where the first MiB of the file has an
-empty line, else `line`; a book with empty lines between its paragraphs wants `file`, which nobody
-can tell from the bytes. Paragraphs of a document stay apart by a newline.
+where it comes from (a number or a boolean by its text; white space and line ends become a blank,
+characters that nobody sees go). Plain text has three layouts: `lines`, a sentence (or paragraph) a
+line with an empty line between documents, as google-research/bert reads it; `line`, each line a
+document; `file`, the whole file one document. `auto` takes `lines` where the first MiB of the file
+has an empty line, else `line`; a book with empty lines between its paragraphs wants `file`, which
+nobody can tell from the bytes. Paragraphs of a document stay apart by a newline.
 """
 
 from __future__ import annotations
 
 import glob
+import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,17 +137,19 @@ def read_documents(
     """The documents of one file, in its order; memory does not grow with the file.
 
     `text_column` is "text" if not given, and must be there; `source_column` is "source" if not
-    given, and only a given one must be there. `document` is the layout of plain text. A text may be
-    empty, for the caller to count. `progress` is told how many bytes of the file, compressed as it
-    is, lie behind, after each MiB of text and at the end. An empty file has no documents. Raises
-    `UsageError` for a wrong name, `FilbertError` with file and line for what cannot be read.
+    given, and only a given one must be there; "" and "none" turn it off. `document` is the layout
+    of plain text. A text may be empty, for the caller to count. `progress` is told how many bytes
+    of the file, compressed as it is, lie behind, after each MiB of text and at the end. An empty
+    file has no documents. Raises `UsageError` for a wrong name, `FilbertError` with file and line
+    for what cannot be read.
     """
     try:
         if os.path.isfile(path) and os.path.getsize(path) == 0:
             return iter(())
     except OSError as error:
         raise FilbertError(f"cannot read {path}: {error.strerror or error}") from None
-    text, source = text_column or "text", source_column or "source"
+    text = text_column or "text"
+    source = None if source_column in ("", "none") else source_column or "source"
     if document not in get_args(Layout):
         hint = did_you_mean(document, get_args(Layout))
         raise UsageError(f"--document '{document}' is none of {', '.join(get_args(Layout))}.{hint}")
@@ -153,11 +158,11 @@ def read_documents(
         path,
         encoding=encoding,
         header=True if kind in ("csv", "tsv") else None,  # its columns are asked for by name
-        columns=(text, source),
+        columns=(text,) if source is None else (text, source),
         progress=progress,
     )
     if kind == "text":
-        if text_column is not None or source_column is not None:
+        if text_column is not None or (source is not None and source_column is not None):
             given = "--text-column" if text_column is not None else "--source-column"
             raise UsageError(f"{path} is plain text, which has no columns; leave {given} out")
         return _text_documents(path, rows, document)
@@ -165,12 +170,12 @@ def read_documents(
 
 
 def _row_documents(
-    path: str, rows: Iterator[Row], text: str, source: str, *, must: bool
+    path: str, rows: Iterator[Row], text: str, source: str | None, *, must: bool
 ) -> Iterator[Document]:
     for row in rows:
         values, name = row.values, f"{path}#{row.number}"
         for column, needed in ((text, True), (source, must)):
-            if needed and column not in values:
+            if needed and column is not None and column not in values:
                 option = "--text-column" if column == text else "--source-column"
                 there = column_names(path) if kind_of(path) == "parquet" else list(values)
                 raise UsageError(
@@ -180,7 +185,7 @@ def _row_documents(
                 )
         yield Document(
             _string(values[text], text, path, row.number),
-            _string(values.get(source), source, path, row.number),
+            "" if source is None else _source(values.get(source), source, path, row.number),
             name,
         )
 
@@ -194,6 +199,21 @@ def _string(value: Any, column: str, path: str, number: int) -> str:
         f"{path}, row {number}: '{column}' is {type(value).__name__} ({str(value)[:40]!r}); "
         "a string was expected"
     )
+
+
+def _source(value: Any, column: str, path: str, number: int) -> str:
+    """The name of a source, fit to be shown in a line."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise FilbertError(
+            f"{path}, row {number}: '{column}' is {type(value).__name__} ({str(value)[:40]!r}), "
+            "which names no source; name another column by --source-column, or none by "
+            "--source-column none"
+        )
+    return " ".join("".join(c for c in " ".join(value.split()) if c.isprintable()).split())
 
 
 def _text_documents(path: str, rows: Iterator[Row], layout: Layout) -> Iterator[Document]:

@@ -101,7 +101,7 @@ def read_documents(folder: str | os.PathLike[str], *, encoding: str = "utf-8") -
         if "\0" in text:
             bad.append(f"{inside} holds NUL bytes, so it is no text")
         elif not any(map(str.isalnum, text)):
-            bad.append(f"{inside} is empty")
+            bad.append(f"{inside} {'holds no words' if text.strip() else 'is empty'}")
         else:
             names.append(str(inside))
             texts.append(text)

@@ -5,8 +5,7 @@
     train, dev = split_holdout(examples, fraction=0.1, seed=42, problem_type=kind)
     names = label_names(train.labels, kind)
 
-Each guess leaves a line in `Examples.notes`, which the command line prints; where the signs do not
-agree there is an error instead of a guess.
+A guess leaves a line in `Examples.notes`; where signs do not agree there is an error instead.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ class Examples:
     """Texts with their labels, in the order of the file.
 
     `pairs` is None for single texts, `labels` is None where they were not asked for. A label is a
-    `str` (one class), a `list[str]` (several) or a `float` (regression).
-    """
+    `str` (one class), a `list[str]` (several) or a `float` (regression)."""
 
     texts: list[str]
     pairs: list[str] | None
@@ -158,12 +156,13 @@ def stream_texts(
     format: str | None = None,
     encoding: str = "utf-8",
     header: bool | None = None,
+    need_pair: bool = False,
 ) -> Iterator[tuple[Row, Any, Any]]:
     """`(row, text, second text or None)` of each row of `path`, for prediction in constant memory.
 
     A value that is no string is handed on as it is (None for a missing key), so that one bad row of
-    millions can be answered with its own error. Raises what `read_rows` and `find_columns` do.
-    """
+    millions can be answered with its own error. Raises what `read_rows` and `find_columns` do, and
+    with `need_pair` `UsageError` where no column of second texts is found."""
     rows = read_rows(path, format=format, encoding=encoding, header=header)
     head = list(islice(rows, 1))
     if list(head[0].values) != ["text"]:  # else nothing to find out: answer as lines come in
@@ -171,6 +170,9 @@ def stream_texts(
     given = Columns(text_column or "", pair_column)
     columns, _ = find_columns(head, given, source=shown_name(os.fspath(path)), need_label=False)
     text, pair = columns.text, columns.pair
+    if need_pair and not pair:
+        told = f"{shown_name(os.fspath(path))}: one text is in '{text}' (or say --text-column), "
+        raise _no_column(told + "where is the other?", [*head[0].values], head, "pair", "pair")
     return ((row, row.values.get(text), pair and row.values.get(pair)) for row in chain(head, rows))
 
 
@@ -316,8 +318,7 @@ def infer_problem_type(labels: Sequence[Any]) -> str:
     A list among them: multi-label. Anything that is no finite number: classes. A number with a
     fraction: regression. Whole numbers are classes if there are at most 20 different ones, or if
     they are 0..n or 1..n without a gap and come twice or more on average; else regression.
-    Dev data may look different from training data: infer once, on the training labels.
-    """
+    Dev data may look different from training data: infer once, on the training labels."""
     if any(isinstance(label, (list, tuple)) for label in labels):
         return MULTI
     if not all(is_number(label) and math.isfinite(float(label)) for label in set(labels)):
@@ -369,8 +370,7 @@ def label_names(labels: Sequence[Any], problem_type: str) -> list[str]:
     """The classes of training `labels` in their fixed order; whole numbers by value, names sorted.
 
     Regression has the one name "score", so that the length is always the number of outputs.
-    `FilbertError` where there is nothing to tell apart: one class only, one number only.
-    """
+    `FilbertError` where there is nothing to tell apart: one class only, one number only."""
     rows = [set(label) if problem_type == MULTI else {label} for label in labels]
     names = set().union(*rows)
     if all(row == names for row in rows):

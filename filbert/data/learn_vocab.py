@@ -68,6 +68,7 @@ class _Read:
     forgotten: int = 0  # occurrences of words
     documents: int = 0
     empty: int = 0
+    passed_over: int = 0  # documents that are not in the sample
     letters: int = 0
     kept: list[tuple[int, int, str]] = field(default_factory=list)  # a heap, largest hash first
 
@@ -89,6 +90,12 @@ def learn_vocabulary(options: VocabOptions, *, quiet: bool = False) -> VocabResu
     counter = WordCounter(lower=options.kind != "cased", strip_accents=accents)
     read = _read(options, files, counter, quiet=quiet)
     words = counter.words()
+    if not words and read.passed_over:
+        raise FilbertError(
+            f"--sample {options.sample:g} took {read.documents:,} of the "
+            f"{read.documents + read.passed_over:,} documents that are not empty, and no word; "
+            "give a larger share"
+        )
     if not words:
         raise FilbertError(
             f"the corpus has no words: {len(files):,} files, {read.documents:,} documents, of "
@@ -239,6 +246,7 @@ def _read(options: VocabOptions, files: list[str], counter: WordCounter, *, quie
             for document in read_documents(
                 file,
                 text_column=options.text_column,
+                source_column="none",  # a vocabulary has no use for it
                 document=options.document,
                 encoding=options.encoding,
                 progress=meter.at,
@@ -256,6 +264,7 @@ def _read(options: VocabOptions, files: list[str], counter: WordCounter, *, quie
                     ) from None
                 key = int.from_bytes(digest, "big")
                 if key >= limit:
+                    read.passed_over += 1
                     continue
                 read.documents += 1
                 read.letters += len(text)
@@ -287,10 +296,16 @@ def _report(
     sample = words_of(texts, lower=options.kind != "cased", strip_accents=accents)
     notes = []
     if counts["tokens"] < options.size:
-        notes.append(
-            f"{options.size:,} tokens were asked for; the corpus has no more pieces that occur "
-            f"{options.min_frequency:,} times (--min-frequency)"
+        why = (
+            f"the corpus has no more pieces that occur {options.min_frequency:,} times "
+            "(--min-frequency)"
         )
+        if counts["letters_left_out"] and counts["letters"] == options.limit_alphabet:
+            why = (
+                f"nothing is learned from the {counts['words_left_out']:,} words with another "
+                f"letter than the {counts['letters']:,} of --limit-alphabet"
+            )
+        notes.append(f"{options.size:,} tokens were asked for; {why}")
     ideographs = sum(n for word, n in words.items() if "\u4e00" <= word[0] <= "\u9fff")
     if base is None and options.kind != "chinese" and 2 * ideographs > counts["words"]:
         notes.append("most words are Chinese characters; --kind chinese keeps more of them")

@@ -25,7 +25,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from filbert.data.tables import Row, read_rows, shown_name
+from filbert.data.tables import Row, kind_of, read_rows, shown_name
 from filbert.errors import FilbertError, UsageError, did_you_mean
 
 # What the two columns are called in the wild, in the order of preference.
@@ -100,6 +100,12 @@ def read_pairs(
     if target_path is not None:
         if source_column or target_column:
             raise UsageError("two parallel files have no columns; leave the column options out")
+        for name in (path, target_path):
+            if format not in (None, "text") or kind_of(name) not in (None, "text"):
+                raise UsageError(
+                    f"{shown_name(name)} is a table, which holds both sides; give it alone, "
+                    "without the file of targets. Parallel files are plain text, a text a line"
+                )
         rows = _parallel(path, target_path, encoding)
     else:
         rows = _columns(path, source_column, target_column, format, encoding, header)
@@ -198,6 +204,12 @@ def _columns(
     header: bool | None,
 ) -> Iterator[tuple[int, str, list[str]]]:  # fmt: skip
     names: tuple[str, str | None] | None = None
+    if format is None and kind_of(path) is None and Path(path).is_file():
+        raise UsageError(
+            f"{path}: the name is not that of a table (.tsv, .csv, .jsonl, .parquet). Where it "
+            "holds a source a line, name the file of their targets with --target-data "
+            "(--target-dev, --target-test); for a table add --format"
+        )
     for row in read_rows(path, format=_format(path, format), encoding=encoding, header=header):
         if names is None:
             names = _pick(path, row, source, target)
@@ -222,6 +234,11 @@ def _pick(
     if isinstance(values.get(NESTED), dict):
         values = {**values, **values[NESTED]}
     columns = [name for name in values if name != NESTED]
+    if not alone and columns == ["text"]:
+        raise UsageError(
+            f"{shown_name(path)} has one column, so the targets are missing: name the file that "
+            "holds them, line by line, with --target-data (--target-dev, --target-test)"
+        )
     for asked in (source, target):
         if asked is not None and asked not in columns:
             raise UsageError(
@@ -232,6 +249,8 @@ def _pick(
         known = [first for first, _ in NAMES if first in columns]
         return source or (known[0] if known else columns[0]), None
     if source is not None and target is not None:
+        if source == target:
+            raise UsageError(f"source and target are the same column, {source!r}")
         return source, target
     for one, other in NAMES:
         if source in (None, one) and target in (None, other) and {one, other} <= {*columns}:

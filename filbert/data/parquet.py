@@ -54,7 +54,7 @@ def parquet_rows(
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FilbertError(
             f"{name} cannot be read as Parquet, after {number:,} rows ({error}). The file is "
-            "damaged, cut short, or of another format (--format)"
+            "damaged, cut short, or of another format than its name says"
         ) from None
     if not number:
         shown = ", ".join(map(repr, names[:6])) + ", ..." * (len(names) > 6)

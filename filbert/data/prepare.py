@@ -5,8 +5,9 @@
 One process reads documents and hands them out in chunks; others clean, split and encode them
 (filbert/data/prepare_chunk.py); the first gathers the chunks in the order in which they were read,
 leaves duplicates out, and writes (filbert/data/prepare_work.py). So the bytes are the same for any
-number of processes, and after a kill at any moment followed by the same command. Memory does not
-grow with the corpus, but for what is remembered of documents to know their duplicates
+number of processes, and after a kill at any moment followed by the same command. What --overwrite
+replaces stays until the new shards are whole: they are made in `.NAME.new` beside it. Memory does
+not grow with the corpus, but for what is remembered of documents to know their duplicates
 (filbert/data/duplicates.py).
 
 Which documents are held out is a function of their text and the seed, so a document stays on its
@@ -19,6 +20,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -36,7 +38,14 @@ from filbert.data.duplicates import VALUES, EqualDocuments, NearDuplicates, Sket
 from filbert.data.meter import Meter
 from filbert.data.prepare_chunk import Chunk, ChunkPlan
 from filbert.data.prepare_feed import Feed, Place, chunks_of, fingerprints, results
-from filbert.data.prepare_folder import check_folder, clear, clear_shards, refuse_changes
+from filbert.data.prepare_folder import (
+    beside,
+    check_folder,
+    clear,
+    clear_shards,
+    goes_on,
+    refuse_changes,
+)
 from filbert.data.prepare_options import FREE, PrepareOptions
 from filbert.data.prepare_work import WORK, Streams, read_state, write_shard
 from filbert.data.shards import (
@@ -49,14 +58,17 @@ from filbert.data.shards import (
     ShardEntry,
     Split,
     digest,
+    open_shards,
     read_manifest,
     token_type,
 )  # fmt: skip
+from filbert.data.stopping import stoppable
 from filbert.errors import FilbertError, UsageError, missing_extra
 from filbert.text import BertTokenizer
 from filbert.text.extend import is_chinese
 
 COMMIT_SECONDS = 10.0  # between notes of how far it is
+MANY_UNKNOWN = 0.05  # share of [UNK] among the tokens that is told
 _BEGIN = Place(0, 0)
 _CHUNK = 400_000  # characters that one process takes at a time
 
@@ -80,33 +92,76 @@ def prepare(options: PrepareOptions, *, quiet: bool = False) -> Manifest:
     _check_packages(options, tokenizer)
     check_folder(out, options)
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out, doing="writes into"):
-        if options.overwrite:
-            clear(out)
-        clear_leftovers(out)
-        return _prepare(options, out, files, tokenizer, quiet)
+    with (
+        stoppable("the same command goes on from there"),
+        locked(out, doing="writes into"),
+    ):
+        if options.overwrite and (out / MANIFEST).is_file():
+            manifest = _replace(options, out, files, tokenizer, quiet)
+        else:
+            if options.overwrite:
+                clear(out)
+            clear_leftovers(out)
+            manifest = _prepare(options, out, files, tokenizer, quiet)
+    if not quiet:
+        _tell_doubts(manifest, options.vocab, tokenizer)
+    return manifest
 
 
-def _prepare(
+def _replace(
     options: PrepareOptions, out: Path, files: list[str], tokenizer: BertTokenizer, quiet: bool
 ) -> Manifest:
+    """Make new shards beside those in `out`, and put them in their place when they are whole."""
+    new = beside(out)
+    check_folder(new, options)
+    new.mkdir(exist_ok=True)
+    try:
+        if not goes_on(new, _begin(options, new, files, tokenizer)):
+            clear(new)
+        clear_leftovers(new)
+        manifest = _prepare(options, new, files, tokenizer, quiet)
+    except FilbertError:
+        if read_state(new / WORK) is None:  # nothing to go on from
+            shutil.rmtree(new, ignore_errors=True)
+        raise
+    replace_folder(new, os.path.realpath(out))
+    return manifest
+
+
+def _begin(
+    options: PrepareOptions, out: Path, files: list[str], tokenizer: BertTokenizer
+) -> dict[str, Any]:
+    """Keep the tokenizer with the work, and return what decides on the bytes."""
     work = out / WORK
     work.mkdir(exist_ok=True)
     clear_leftovers(work)
     vocab = work / VOCAB
     shutil.rmtree(vocab, ignore_errors=True)
     tokenizer.save_pretrained(vocab)
-    size = max(tokenizer.get_vocab().values()) + 1
-    record = {
+    return {
         "filbert": filbert.__version__,
-        "vocab_size": size,
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
         "vocab_sha256": digest(vocab / "vocab.txt"),
         "options": _told_options(options, files),
     }
+
+
+def _prepare(
+    options: PrepareOptions, out: Path, files: list[str], tokenizer: BertTokenizer, quiet: bool
+) -> Manifest:
+    record = _begin(options, out, files, tokenizer)
+    work = out / WORK
     if (out / MANIFEST).is_file():
         shutil.rmtree(work)
         whole = read_manifest(out)
         refuse_changes(whole.model_dump(), record, out)
+        open_shards(out, verify="index")
+        if not quiet:
+            print(
+                f"{out} is finished already (checked: the sizes of all files, the checksums of the "
+                "small ones; filbert prepare --verify reads them all)",
+                file=sys.stderr,
+            )
         return whole
     state = read_state(work)
     if state is None:
@@ -114,7 +169,7 @@ def _prepare(
     else:
         refuse_changes(state["record"], record, out)
     plan = ChunkPlan(
-        vocab=str(vocab),
+        vocab=str(work / VOCAB),
         markup=options.markup,
         boilerplate=options.boilerplate,
         language=options.language,
@@ -122,7 +177,7 @@ def _prepare(
         words=_marks_chinese(options, tokenizer),
         rows=rows_of_bands(options.near) if options.near else 0,
     )
-    gathered = _Gatherer(options, out, token_type(size), record, state)
+    gathered = _Gatherer(options, out, token_type(record["vocab_size"]), record, state)
     with closing(gathered.streams):
         _gather(gathered, plan, files, options, quiet)
         return _finish(gathered, out, record)
@@ -233,6 +288,7 @@ class _Gatherer:
         self.counts.sentences += int(of_sentences.sum())
         self.counts.tokens += int(of_tokens.sum())
         self.counts.bytes += int(chunk.sizes[kept].sum())
+        self.counts.unknown_tokens += int(chunk.unknown[kept].sum())
 
     def write_full_shards(self, *, last: bool = False) -> bool:
         """Write the open shards that are full (`last`: that hold something); whether any was."""
@@ -313,6 +369,26 @@ def _tokenizer(name: str) -> BertTokenizer:
             "filbert vocab"
         )
     return tokenizer
+
+
+def _tell_doubts(manifest: Manifest, vocab: str, tokenizer: BertTokenizer) -> None:
+    """On standard error, what makes it likely that the vocabulary is not the one for the text."""
+    counts, folder = manifest.counts, Path(vocab)
+    if counts.unknown_tokens > MANY_UNKNOWN * counts.tokens:
+        share = counts.unknown_tokens / counts.tokens
+        print(
+            f"note: {share:.0%} of the tokens are {tokenizer.unk_token}; is {vocab} the vocabulary "
+            "for this text?",
+            file=sys.stderr,
+        )
+    beside_it = ("tokenizer.json", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in beside_it):
+        case = "lower-cased" if tokenizer.do_lower_case else "taken as written"
+        print(
+            f"note: {vocab} has a vocab.txt alone, which does not say how text is read; it was "
+            f"{case}. A tokenizer_config.json beside it decides",
+            file=sys.stderr,
+        )
 
 
 def _check_packages(options: PrepareOptions, tokenizer: BertTokenizer) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import signal
 import threading
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from filbert.data.clean import clean_text, speaks
 from filbert.data.duplicates import Sketch, sketch
 from filbert.text import BertTokenizer
-from filbert.text.pieces import Pieces
+from filbert.text.pieces import Pieces, word_like
 from filbert.text.sentences import split_sentences
 from filbert.text.words import ChineseWords
+
+MANY_UNKNOWN = 0.1  # share of the tokens of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Chunk:
 
     `ids` (tokens,), `joins` (tokens,) bool, `lengths` (sentences,) tokens of each, `sentences`
     (documents,) sentences of each, `sources` (documents,) names, `sizes` (documents,) bytes,
-    `hashes` (documents, 2) uint64, `sketch` or None, `filtered` reason -> documents.
+    `unknown` (documents,) [UNK] tokens of each, `hashes` (documents, 2) uint64, `sketch` or None,
+    `filtered` reason -> documents.
     """
 
     ids: NDArray[Any]
@@ -54,6 +58,7 @@ class Chunk:
     sentences: NDArray[np.uint32]
     sources: list[str]
     sizes: NDArray[np.int64]
+    unknown: NDArray[np.int64]
     hashes: NDArray[np.uint64]
     sketch: Sketch | None
     filtered: dict[str, int]
@@ -64,7 +69,9 @@ class ChunkWorker:
 
     def __init__(self, plan: ChunkPlan) -> None:
         self.plan = plan
-        self._pieces = Pieces(BertTokenizer.from_pretrained(plan.vocab))
+        tokenizer = BertTokenizer.from_pretrained(plan.vocab)
+        self._unknown = tokenizer.unk_token_id
+        self._pieces = Pieces(tokenizer)
         self._words = ChineseWords() if plan.words else None
 
     def run(self, texts: list[str], sources: list[str]) -> Chunk:
@@ -94,6 +101,15 @@ class ChunkWorker:
         raw = [text.encode() for text in cleaned]
         hashes = b"".join(hashlib.blake2b(text, digest_size=16).digest() for text in raw)
         tokens = np.bincount(owners, coded.lengths, minlength=len(split)).astype(np.int64)[some]
+        unknown = np.bincount(
+            np.repeat(np.arange(len(tokens)), tokens),
+            coded.ids == self._unknown,
+            minlength=len(tokens),
+        ).astype(np.int64)
+        found = None
+        if plan.rows and len(tokens):
+            left = [text for text, kept in zip(cleaned, some, strict=True) if kept]
+            found = sketch(*self._likeness(coded.ids, tokens, unknown, left), plan.rows)
         return Chunk(
             ids=coded.ids,
             joins=coded.joins,
@@ -101,10 +117,34 @@ class ChunkWorker:
             sentences=sentences[some].astype(np.uint32),
             sources=[name for name, kept in zip(names, some, strict=True) if kept],
             sizes=np.fromiter(map(len, raw), np.int64, len(raw))[some],
+            unknown=unknown,
             hashes=np.frombuffer(hashes, dtype="<u8").reshape(-1, 2)[some],
-            sketch=sketch(coded.ids, tokens, plan.rows) if plan.rows and len(tokens) else None,
+            sketch=found,
             filtered=dict(filtered),
         )
+
+    def _likeness(
+        self,
+        ids: NDArray[Any],
+        tokens: NDArray[np.int64],
+        unknown: NDArray[np.int64],
+        texts: list[str],
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """What the likeness of documents is measured on: numbers end to end, and how many each has.
+        Their tokens without [UNK], which is the same for any word; of a document with many of them
+        its words in their place. tokens, unknown: (documents,)."""
+        if not unknown.any():
+            return ids, tokens
+        if not (strange := unknown > MANY_UNKNOWN * tokens).any():
+            return ids[ids != self._unknown], tokens - unknown
+        parts = np.split(ids, np.cumsum(tokens)[:-1])
+        for document, part in enumerate(parts):
+            if strange[document]:
+                words = [zlib.crc32(word.encode()) for word in word_like(texts[document])]
+                parts[document] = np.array(words, dtype=np.uint64)
+            else:
+                parts[document] = part[part != self._unknown].astype(np.uint64)
+        return np.concatenate(parts), np.fromiter(map(len, parts), np.int64, len(parts))
 
     def _starts(self, split: list[list[str]]) -> NDArray[np.bool_] | None:
         """Where words begin in all sentences, joined by line ends; None if it is not asked for."""

@@ -6,15 +6,16 @@ another corpus or with another vocabulary: what differs is named.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from filbert.atomic import LOCK
 from filbert.data.prepare_options import PrepareOptions
-from filbert.data.prepare_work import WORK
-from filbert.data.shards import MANIFEST, NAME, VOCAB
-from filbert.errors import UsageError
+from filbert.data.prepare_work import WORK, Streams, read_state
+from filbert.data.shards import MANIFEST, NAME, VOCAB, open_shards, read_manifest
+from filbert.errors import FilbertError, UsageError
 
 
 def check_folder(out: Path, options: PrepareOptions) -> None:
@@ -53,6 +54,36 @@ def clear(out: Path) -> None:
     for name in (WORK, VOCAB):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
+
+
+def beside(out: Path) -> Path:
+    """The folder in which what is to replace `out` is made. Raises `UsageError` where it cannot be
+    put in its place at the end."""
+    real = Path(os.path.realpath(out))
+    if os.path.ismount(real) or not os.access(real.parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--overwrite: new shards are made beside {out} until they are whole, and "
+            f"{real.parent} does not take them; empty the folder first, or choose another one"
+        )
+    return real.with_name(f".{real.name}.new")
+
+
+def goes_on(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the folder holds sound work that was begun with the same `record`."""
+    try:
+        if (folder / MANIFEST).is_file():
+            before = read_manifest(folder).model_dump()
+            open_shards(folder, verify="index")
+        else:
+            state = read_state(folder / WORK)
+            if state is None:
+                return False
+            Streams(folder / WORK, state["lengths"])
+            before = state["record"]
+        refuse_changes(before, record, folder)
+    except (FilbertError, KeyError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def clear_shards(out: Path) -> None:

@@ -24,7 +24,9 @@ class PrepareOptions(BaseModel):
 
     # reading
     text_column: str | None = Field(None, description="Column of the text ['text']")
-    source_column: str | None = Field(None, description="Column that names the source ['source']")
+    source_column: str | None = Field(
+        None, description="Column that names the source ['source'; none: no column]"
+    )
     document: Literal["auto", "lines", "line", "file"] = Field(
         "auto", description="What one document is in plain text"
     )

@@ -159,6 +159,7 @@ class _Reader:
         self.seen: dict[str, str] = {}  # id -> place
         self.rows: list[tuple[int, str, str, list[Gold], str]] = []
         self.wrong: list[str] = []
+        self.empty: list[str] = []
         self.all_answers = 0
 
     def question(self, item: Any, context: Any, place: str, *, title: str = "") -> None:
@@ -210,9 +211,16 @@ class _Reader:
                     f"{where} (id {name}): the answer {answer!r:.80} has no text or no whole "
                     f"number answer_start; {LAYOUT}"
                 )
-            if not text:  # another way to say that there is no answer
-                continue
             self.all_answers += 1
+            if not text.strip():
+                told = f"{where} (id {name}): an answer has the text {text!r:.20}"
+                if self.mismatch == "refuse":
+                    raise FilbertError(
+                        f"{told}. Write the answer, or [] for a question without one; or leave "
+                        "such answers out with --mismatch skip"
+                    )
+                self.empty.append(told)
+                continue
             if start >= 0 and context.startswith(text, start):
                 found.append(Gold(text, start))
                 continue
@@ -237,6 +245,11 @@ class _Reader:
             notes.append(
                 f"{len(self.wrong):,} of {self.all_answers:,} answers do not stand where "
                 f"answer_start says; nothing is trained on them. First: {self.wrong[0]}"
+            )
+        if self.empty:
+            notes.append(
+                f"{len(self.empty):,} of {self.all_answers:,} answers are empty; a question with "
+                f"no other counts as one that its text does not answer. First: {self.empty[0]}"
             )
         owner, texts, ids, answers, places = zip(*self.rows, strict=True)
         return Questions(

@@ -94,7 +94,8 @@ class Sampler:
     """Draws samples from shards.
 
     `weights` changes how often documents of a source are visited in a pass: 2 twice, 0 never.
-    Raises `UsageError` for options that the corpus cannot serve.
+    `vocab_size` bounds the numbers of tokens: one beyond it means that the shards in `origin` are
+    damaged. Raises `UsageError` for options that the corpus cannot serve.
     """
 
     def __init__(
@@ -108,10 +109,13 @@ class Sampler:
         short_prob: float = 0.1,
         seed: int = 0,
         weights: NDArray[np.float64] | None = None,
+        vocab_size: int | None = None,
+        origin: str = "",
     ) -> None:
         if objective not in get_args(Objective):
             raise UsageError(f"objective {objective!r}: there are {', '.join(get_args(Objective))}")
         self.shards, self.objective, self.seed = shards, objective, seed
+        self.vocab_size, self.origin = vocab_size, origin
         self.cls_id, self.sep_id, self.short_prob = cls_id, sep_id, short_prob
         self.room = max_length - (2 if objective == "none" else 3)  # for words
         if self.room < 2:
@@ -239,7 +243,7 @@ class Sampler:
 
     def pack(self, samples: list[Sample]) -> Packed:
         """Read the tokens of samples and lay them end to end: [CLS] A [SEP], or [CLS] A [SEP] B
-        [SEP] with token types 0 and 1."""
+        [SEP] with token types 0 and 1. Raises `FilbertError` for a token of no vocabulary."""
         total = sum(sample.tokens for sample in samples)
         ids = np.empty(total, dtype=np.int64)
         types = np.zeros(total, dtype=np.int64)
@@ -260,6 +264,12 @@ class Sampler:
                 ids[end] = self.sep_id
                 types[place : end + 1] = kind
                 place, piece_number = end + 1, piece_number + 1
+        if self.vocab_size is not None and total and (most := int(ids.max())) >= self.vocab_size:
+            raise FilbertError(
+                f"the shards in {self.origin} are damaged: they hold the token {most:,}, the "
+                f"vocabulary has {self.vocab_size:,}. filbert prepare --verify {self.origin} names "
+                "the file"
+            )
         lengths = np.array([sample.tokens for sample in samples], dtype=np.int64)
         numbers = np.array([sample.number for sample in samples], dtype=np.int64)
         return Packed(

@@ -38,6 +38,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 VOCAB = "vocab"
 FILES = ("tokens.npy", "joins.npy", "sentences.npy", "documents.npy", "sources.npy")
+INDEX = FILES[2:]  # small beside the others
 NAME = re.compile(r"(?:train|dev)-[0-9]{5,9}")
 _BLOCK = 1 << 20  # elements, or bytes, looked at in one go
 _MAX_MANIFEST = 1 << 28  # bytes; a shard takes some 600
@@ -52,12 +53,14 @@ class _Closed(BaseModel):
 
 
 class Counts(_Closed):
-    """What was read and what was kept. `documents` to `bytes` (UTF-8) are of the kept text."""
+    """What was read and what was kept. `documents` to `bytes` (UTF-8) are of the kept text, and
+    `unknown_tokens`: how many of the tokens are [UNK]."""
 
     documents: int = Field(default=0, ge=0)
     sentences: int = Field(default=0, ge=0)
     tokens: int = Field(default=0, ge=0)
     bytes: int = Field(default=0, ge=0)
+    unknown_tokens: int = Field(default=0, ge=0)
     duplicates: int = Field(default=0, ge=0)
     near_duplicates: int = Field(default=0, ge=0)
     filtered: dict[str, int] = Field(default_factory=dict)  # reason -> documents
@@ -128,23 +131,25 @@ class Shards:
 
 
 def open_shards(
-    folder: str | os.PathLike[str], *, verify: Literal["sizes", "full"] = "sizes"
+    folder: str | os.PathLike[str], *, verify: Literal["sizes", "index", "full"] = "sizes"
 ) -> Shards:
     """Open a folder that `filbert prepare` wrote.
 
     "sizes" holds every file to its size, type and shape, the index (sentences and documents) to its
-    bounds, the vocabulary to its checksum, without reading tokens; "full" also reads every file
-    against its checksum. Raises `UsageError` for what is no such folder, `FilbertError` naming the
-    file for what is damaged or of another version.
+    bounds, the vocabulary to its checksum, without reading tokens; "index" also reads the index and
+    the sources against their checksums, "full" every file. Raises `UsageError` for what is no such
+    folder, `FilbertError` naming the file for what is damaged or of another version.
     """
     place = Path(folder)
     manifest = read_manifest(place)
     _check_vocab(place, manifest)
     shards = []
     for entry in manifest.shards:
-        if verify == "full":
-            for name in FILES:
+        if verify != "sizes":
+            for name in FILES if verify == "full" else INDEX:
                 path = place / entry.name / name
+                if not path.is_file():
+                    raise _damaged(path, "it is not there")
                 if digest(path) != entry.files[name]:
                     raise _damaged(path, "its content is not what its checksum says")
         shards.append(_open_shard(place / entry.name, entry, manifest))

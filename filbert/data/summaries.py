@@ -102,6 +102,11 @@ def read_documents(
         summary_column, [name for name in SUMMARIES if name != text.lower()], names, source,
         what="summary",
     )  # fmt: skip
+    if text == summary:
+        raise UsageError(
+            f"{source}: text and summary are the same column, '{text}'; name two with "
+            "--text-column and --summary-column"
+        )
     documents = Documents([], [], source, [])
     assert documents.references is not None
     wrong, lacking, empty = ToldRows(), ToldRows(), ToldRows()

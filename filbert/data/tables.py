@@ -59,6 +59,8 @@ PAIRS = (
     *(("sentence1", "sentence2"), ("text_a", "text_b"), ("question1", "question2")),
     *(("premise", "hypothesis"), ("#1 string", "#2 string"), ("text1", "text2")),
     *(("question", "sentence"), ("question", "passage"), ("query", "passage")),
+    *(("question", "context"), ("question", "answer"), ("query", "document"), ("query", "answer")),
+    *(("anchor", "positive"), ("sent0", "sent1"), ("prompt", "response"), ("query", "response")),
 )
 TEXTS = (
     *("text", "sentence", "content", "review", "message", "comment", "tweet", "utterance", "sms"),
@@ -68,9 +70,11 @@ TEXTS = (
 LABELS = (
     *("label", "labels", "gold_label", "category", "class", "intent", "target", "sentiment"),
     *("quality", "is_duplicate", "score", "stars", "rating", "topic", "emotion", "标签", "类别"),
+    *("similarity", "similarity_score"),
 )
 OTHERS = ("id", "idx", "index", "guid", "qid", "qid1", "qid2", "#1 id", "#2 id")
-KNOWN = {*TEXTS, *LABELS, *OTHERS, *(second for _, second in PAIRS)}
+KNOWN = {*TEXTS, *LABELS, *OTHERS, "hard_neg", *(second for _, second in PAIRS)}
+KNOWN -= {"positive"}  # far more often a label than a name
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,10 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-from filbert.data.tables import Row, read_rows, shown_name
+from filbert.data.tables import KNOWN, Row, kind_of, read_rows, shown_name
 from filbert.data.tag_schemes import Span, scheme_of, split_tag, to_bio
 from filbert.data.told_rows import ToldRows
 from filbert.errors import FilbertError, UsageError
@@ -33,6 +34,10 @@ from filbert.errors import FilbertError, UsageError
 TOKENS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels", "pos_tags", "upos")
 SPANS = ("spans", "entities", "label", "labels")
+LAYOUT = (
+    "a file for tag has lines such as 'word TAG' with an empty line after each sentence, or JSON "
+    'lines such as {"tokens": [...], "tags": [...]} or {"text": ..., "spans": [...]}'
+)
 _PARTIAL = re.compile(r"[0-9]+[-.][0-9]+")  # a line of CoNLL-U that is no word of its own
 _JSON = (".jsonl", ".ndjson", ".json")
 
@@ -118,6 +123,8 @@ def read_tagged(
     if format == "jsonl" or (format is None and bare.endswith(_JSON)):
         part = _json(read_rows(name, format="jsonl", encoding=encoding), source)
     else:
+        if format is None and kind_of(name) in ("csv", "parquet"):
+            raise UsageError(f"{source} is a table; {LAYOUT}")
         rows = read_rows(name, format="text", encoding=encoding)
         part = Tagged(source, [])
         for number, words, tags in _sentences(rows, source, word_column, tag_column):
@@ -125,10 +132,7 @@ def read_tagged(
             part.words.append(words)
             part.tags.append(tags)
     if not len(part):
-        raise FilbertError(
-            f"{source} has no sentence: lines such as 'word TAG' with an empty line after each "
-            'sentence were expected, or JSON lines such as {"text": ..., "spans": [...]}'
-        )
+        raise FilbertError(f"{source} has no sentence; {LAYOUT}")
     return _settled(part) if part.split else part
 
 
@@ -152,11 +156,21 @@ def _sentences(
     space or a no-break space may be a word."""
     words: list[str] = []
     tags: list[str] = []
-    start, width = 0, 0
-    tabs: bool | None = None
+    start = 0
     known: dict[str, str] = {}  # the few tags and the frequent words are kept once
-    for row in rows:
-        line: str = row.values["text"]
+    rows = iter(rows)
+    head, first = _first_line(rows)
+    if first is None:
+        return
+    shape: str = first.values["text"]
+    tabs = "\t" in shape
+    names = _cells(shape, tabs, 0)
+    width = len(names)
+    _check_columns(width, word_column, tag_column, source, first.number, shape)
+    if all(name.strip().lower() in KNOWN for name in names):
+        raise FilbertError(f"{source} is a table of {', '.join(names[:8])}; {LAYOUT}")
+    for row in chain(head, rows):
+        line = row.values["text"]
         if not line.strip(" \t"):
             if words:
                 yield start, words, tags
@@ -164,20 +178,15 @@ def _sentences(
             continue
         if line.startswith("-DOCSTART-"):
             continue
-        if line.startswith("# ") and "\t" not in line and (tabs or (not width and " = " in line)):
-            continue  # a comment of CoNLL-U
-        if tabs is None:
-            tabs = "\t" in line
-        cells = line.split("\t") if tabs else [cell for cell in line.split(" ") if cell]
-        if not tabs and line[0] == " " and len(cells) in (1, width - 1):
-            cells.insert(0, " ")  # the word is a blank
-        if not width:
-            width = len(cells)
-            _check_columns(width, word_column, tag_column, source, row.number, line)
+        cells = _cells(line, tabs, width)
+        comment = "\t" not in line if tabs else not words
+        if comment and line.startswith("#") and len(cells) != width:
+            continue  # as CoNLL-U has them
         if len(cells) != width:
             between = "tabs" if tabs else "blanks"
+            column = "column" if len(cells) == 1 else "columns"
             raise FilbertError(
-                f"{source}, line {row.number}: {len(cells)} columns, but the first line has "
+                f"{source}, line {row.number}: {len(cells)} {column}, but line {first.number} has "
                 f"{width} (by {between}): {line[:60]!r}. "
                 + ("Add what is missing" if len(cells) < width else "Is there a blank in a word?")
             )
@@ -193,6 +202,30 @@ def _sentences(
         tags.append(known.setdefault(tag, tag))
     if words:
         yield start, words, tags
+
+
+def _first_line(rows: Iterator[Row]) -> tuple[list[Row], Row | None]:
+    """The first rows, up to the first that is neither empty nor like a comment, and that one; where
+    there is none, the first that is not empty, as a word may be `#`."""
+    head, marks = [], []
+    for row in rows:
+        head.append(row)
+        line: str = row.values["text"]
+        if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+            continue
+        if not line.startswith("#"):
+            return head, row
+        marks.append(row)
+    return head, marks[0] if marks else None
+
+
+def _cells(line: str, tabs: bool, width: int) -> list[str]:
+    """The columns of a line; of one that is `width` wide, or of the first, a blank may be the
+    word."""
+    cells = line.split("\t") if tabs else [cell for cell in line.split(" ") if cell]
+    if not tabs and line[0] == " " and len(cells) in (1, width - 1):
+        cells.insert(0, " ")
+    return cells
 
 
 def _check_columns(

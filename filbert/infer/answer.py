@@ -5,6 +5,7 @@
     answer("Who wrote it?", context)     # {"answer": "...", "start": 17, "end": 28, "score": 0.9}
     answer(["Who?", "When?"], context)   # a list; the context is read once
     answer([("Who?", text), ("When?", other)], n_best=5)
+    answer(question="Who?", context=text)
 
     filbert predict runs/qa --context file.txt "Who wrote it?"
 
@@ -16,7 +17,7 @@ the chance of that. The encoding and the decoding are those of training (`filber
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,16 @@ class Answerer:
 
     def __call__(
         self,
-        questions: Any,
+        questions: Any = None,
         contexts: Any = None,
         *,
+        question: Any = None,
+        context: Any = None,
         n_best: int = 1,
         threshold: float | None = None,
     ) -> Answer | list[Answer]:
         """Answer a question over a context, several over one, or a list of (question, context).
+        `question` and `context` are other names of the first two.
 
         One question gives one answer, a list gives a list in the same order. `n_best` adds
         `candidates`, that many, the likeliest first; `threshold` stands in for the fitted one of
@@ -82,19 +86,12 @@ class Answerer:
         the position of a pair that cannot be read: no text, empty, or a question that is longer
         than half a window.
         """
-        single = isinstance(questions, str)
-        if single:
-            rows = [(questions, contexts)]
-        elif isinstance(contexts, str):
-            rows = [(question, contexts) for question in questions]
-        elif contexts is None:
-            rows = list(questions)
-        else:
-            rows = list(questions)
-            others = list(contexts)
-            if len(rows) != len(others):
-                raise FilbertError(f"{len(rows)} questions but {len(others)} contexts")
-            rows = list(zip(rows, others, strict=True))
+        for name, one, other in (("question", question, questions), ("context", context, contexts)):
+            if one is not None and other is not None:
+                raise FilbertError(f"{name} is given twice, by its name and by its place")
+        rows, single = pairs_of(
+            questions if question is None else question, contexts if context is None else context
+        )
         check_rows(self, rows)
         answers = self.answer_rows(rows, n_best=n_best, threshold=threshold)
         return answers[0] if single else answers
@@ -124,6 +121,10 @@ class Answerer:
                     f"{self.longest_question}. Ask in fewer words, and put what explains them into "
                     "the context"
                 )
+        # a model that always answers needs a token to answer with
+        marks_alone = not self.settings.no_answer and not any(map(str.isalnum, row[1]))
+        if marks_alone and not self.tokenizer.tokenize(row[1]):
+            return f"the context {row[1]!r:.40} holds nothing that can be read"
         return None
 
     def answer_rows(
@@ -220,6 +221,32 @@ class Answerer:
             "scoring": rule, "settings": settings.model_dump(), "notes": questions.notes,
             "worst": mistakes,
         }  # fmt: skip
+
+
+def pairs_of(questions: Any, contexts: Any) -> tuple[list[Any], bool]:
+    """The forms that a call takes, as rows, and whether it was a single question. Raises
+    `FilbertError` for what is none of them."""
+    if isinstance(questions, str):
+        return [(questions, contexts)], True
+    if isinstance(questions, Mapping) and contexts is None:
+        return [questions], True
+    for what, given in (("questions", questions), ("contexts", contexts)):
+        listed = isinstance(given, Iterable) and not isinstance(given, bytes | Mapping)
+        if not listed and not (what == "contexts" and given is None):
+            raise FilbertError(
+                f"{what}: expected a question with its context, or a list of pairs (question, "
+                f"context), got {shown(given)}"
+            )
+    rows = list(questions)
+    if contexts is None:  # a bare tuple of two texts is one pair
+        lone = isinstance(questions, tuple) and [type(row) for row in rows] == [str, str]
+        return ([tuple(rows)], True) if lone else (rows, False)
+    if isinstance(contexts, str):
+        return [(question, contexts) for question in rows], False
+    others = list(contexts)
+    if len(rows) != len(others):
+        raise FilbertError(f"{len(rows)} questions but {len(others)} contexts")
+    return list(zip(rows, others, strict=True)), False
 
 
 def as_questions(pairs: Sequence[tuple[str, str]]) -> Questions:

@@ -2,6 +2,7 @@
 
     filbert evaluate runs/reviews --data test.csv
     filbert evaluate runs/reviews --data test.csv --json
+    filbert evaluate runs/reviews --data test.csv --precision int8   # and what that costs
 
 Each task scores its own way; that of classification is `filbert/infer/score_rows.py`.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from filbert.tasks import metrics
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+REDUCED = ("bf16", "int8")  # precisions that are held to float32
+
 
 def evaluate(
     name: str | PathLike[str],
@@ -31,21 +34,27 @@ def evaluate(
     precision: str = "auto",
     batch_tokens: int = 4096,
     threads: int | None = None,
+    core: str = "auto",
     **options: Any,
 ) -> dict[str, Any]:
     """Score the bundle `name` on the labelled rows of `data`, whatever its task.
 
     `options` are those of the task; for classification see `score_rows`. Returns plain data:
     `bundle`, `data`, `seconds`, `scores` (numbers by name, None where undefined), and more that
-    the task has to tell. Raises `FilbertError` for rows that do not fit the model and for an
+    the task has to tell. With a `precision` of bf16 or int8 by name everything is computed once
+    more in float32, and `against_float32` holds those scores, by name, and `change`, how much more
+    the asked precision gives. Raises `FilbertError` for rows that do not fit the model and for an
     unreadable file, `UsageError` for an option that the task does not have.
     """
     model = load(
-        name, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads
-    )
-    known = list(
-        signature(score_rows if isinstance(model, Classifier) else model.evaluate).parameters
-    )
+        name, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads,
+        core=core,
+    )  # fmt: skip
+    task = score_rows if isinstance(model, Classifier) else model.evaluate
+    parameters = signature(task).parameters.values()
+    known = [each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY]
+    if any(each.kind is Parameter.VAR_KEYWORD for each in parameters):  # those of answering too
+        known += sorted(model.OPTIONS)
     for option in options:
         if option not in known:
             raise UsageError(
@@ -54,10 +63,23 @@ def evaluate(
             )
     began = time.monotonic()
     record = model.evaluate(data, **options)
+    record.setdefault("seconds", round(time.monotonic() - began, 3))
+    if precision in REDUCED:
+        exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens)
+        scores = exact.evaluate(data, **options)["scores"]
+        record["against_float32"] = {
+            "scores": scores, "change": changes(record["scores"], scores), "precision": precision,
+        }  # fmt: skip
+    return {"bundle": str(name), "data": str(data), **record}
+
+
+def changes(found: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
+    """`found` less `exact`, of the numbers that both hold."""
     return {
-        "bundle": str(name), "data": str(data), **record,
-        "seconds": record.get("seconds", round(time.monotonic() - began, 3)),
-    }  # fmt: skip
+        key: value - exact[key]
+        for key, value in found.items()
+        if isinstance(value, int | float) and isinstance(exact.get(key), int | float)
+    }
 
 
 def evaluation_table(result: Mapping[str, Any]) -> RenderableType:
@@ -86,6 +108,14 @@ def evaluation_table(result: Mapping[str, Any]) -> RenderableType:
             number = str(item["id"]).rpartition(":")[2]
             gold, answer = _shown(item["gold"]), _shown(item["predicted"])
             table.add_row(number, Text(_clip(text)), Text(gold), Text(answer), probability)
+        parts.append(table)
+    if against := result.get("against_float32"):
+        table = Table("score", title=f"{against['precision']} beside float32", title_justify="left")
+        for column in (against["precision"], "float32", "change"):
+            table.add_column(column, justify="right")
+        for key, change in against["change"].items():
+            found, exact = result["scores"][key], against["scores"][key]
+            table.add_row(key, f"{found:.4f}", f"{exact:.4f}", f"{change:+.4f}")
         parts.append(table)
     rows = f"{result['rows']:,} rows of " if "rows" in result else ""
     parts.append(f"{rows}{result['data']} in {result['seconds']:.1f} s")

@@ -3,10 +3,12 @@
     filbert inspect all-MiniLM-L6-v2 "The bank of the river." --layer 3 --head 5 --out attention.svg
     filbert inspect bert-base-uncased "Paris is the [MASK] of France."
 
-Any BERT folder will do: with a classification head, a masked-word head, or the bare encoder. The
-shapes are read off a real forward pass, the attention weights come from the written-out attention
+Any BERT folder will do: a bundle of any task with an encoder, a classification head, a masked-word
+head, or the bare encoder. The shapes are read off a real forward pass, the attention weights come
+from the written-out attention
 path. V17 is Vaswani et al. 2017 (arXiv 1706.03762), D19 Devlin et al. 2019 (arXiv 1810.04805),
-B16 Ba et al. 2016 (arXiv 1607.06450), H16 Hendrycks and Gimpel 2016 (arXiv 1606.08415).
+B16 Ba et al. 2016 (arXiv 1607.06450), H16 Hendrycks and Gimpel 2016 (arXiv 1606.08415), L16 Lample
+et al. 2016 (arXiv 1603.01360), LL19 Liu and Lapata 2019 (arXiv 1908.08345).
 """
 
 from __future__ import annotations
@@ -20,16 +22,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from filbert.bundle import MANIFEST, open_bundle
+from filbert.bundle import MANIFEST, open_bundle, read_manifest
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.predict import Classifier
-from filbert.model.bert import BertForMaskedLM, BertForPreTraining, BertModel
+from filbert.model.bert import (
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForTokenClassification,
+    BertModel,
+)
 from filbert.model.config import BertConfig, read_config
+from filbert.model.crf import BertCrfForTokenClassification
+from filbert.model.sentence_head import BertForExtractiveSummary
+from filbert.model.span_head import BertForQuestionAnswering
 from filbert.model.weights import read_weights
 from filbert.sources import resolve
 from filbert.text.tokenizer import BertTokenizer
 
 Model = BertModel | BertForMaskedLM | BertForPreTraining | nn.Module
+OF_TOKENS = ("tag", "answer", "summarize")  # tasks whose head reads the states of tokens
 
 
 @dataclass(frozen=True)
@@ -114,11 +125,16 @@ def inspect_text(
     head = _within("head", head, config.num_attention_heads)
     notes: list[str] = []
     classifier: Classifier | None = None
-    kind = _kind(config, set(read_weights(folder)), bundle=(folder / MANIFEST).is_file())
+    task = read_manifest(folder).task if (folder / MANIFEST).is_file() else None
+    kind = _kind(config, set(read_weights(folder)), task=task)
     model: Any
     if kind == "classify":
         classifier = Classifier(open_bundle(folder), device=torch.device("cpu"))
         model, tokenizer = classifier.model, classifier.tokenizer
+    elif kind in OF_TOKENS:
+        bundle = open_bundle(folder)
+        model, tokenizer = bundle.model, bundle.tokenizer
+        notes.append(f"a model of the task {kind}: filbert predict gives its answers")
     else:
         tokenizer = BertTokenizer.from_pretrained(folder)
         model = {"masked words": BertForMaskedLM, "pre-training": BertForPreTraining}.get(
@@ -179,10 +195,14 @@ def _within(what: str, number: int, count: int) -> int:
     return number % count
 
 
-def _kind(config: BertConfig, weights: set[str], *, bundle: bool) -> str:
-    """What a folder holds, by its weights: an architecture's name alone promises nothing."""
+def _kind(config: BertConfig, weights: set[str], *, task: str | None) -> str:
+    """What a folder holds: `task` of a bundle whose head is its own, else by the weights, as an
+    architecture's name alone promises nothing."""
+    if task in OF_TOKENS:
+        return str(task)
     of_tokens = "BertForTokenClassification" in (config.architectures or [])
-    if bundle or ({"classifier.weight", "classifier.bias"} <= weights and not of_tokens):
+    headed = {"classifier.weight", "classifier.bias"} <= weights and not of_tokens
+    if task in ("classify", "rank") or (task is None and headed):
         return "classify"
     if any(name.startswith("cls.predictions.") for name in weights):
         follows = any(name.startswith("cls.seq_relationship.") for name in weights)
@@ -229,12 +249,15 @@ def _walk(
     ]
     try:
         with torch.inference_mode():
-            output = model(
+            summary = isinstance(model, BertForExtractiveSummary)
+            output = (model.bert if summary else model)(
                 torch.tensor([[token.id for token in tokens]]),
                 torch.tensor([[token.mask for token in tokens]]),
                 torch.tensor([[token.segment for token in tokens]]),
                 output_attentions=True,
             )
+            if summary:  # the text as one sentence, which its [CLS] stands for
+                model.classifier(output.last_hidden_state[:, 0])
     finally:
         for hook in hooks:
             hook.remove()
@@ -342,15 +365,15 @@ class _Stations:
     def heads(self) -> None:
         if f"{self.prefix}pooler" in self.seen:
             self.module("pooler", "tanh(W h_[CLS] + b)", "D19 3, C")
-        if "classifier" in self.seen:
-            classifier = self.modules["classifier"]
-            self.add(
-                "classifier",
-                "C W^T + b",
-                "D19 4.1",
-                self.seen["classifier"].shape[1:],
-                size(classifier),
-            )
+        for name in ("classifier", "qa_outputs"):
+            if name in self.seen:
+                formula, source = self.head_formula()
+                shape = self.seen[name].shape[1:]
+                self.add(name, formula, source, shape, size(self.modules[name]))
+        if isinstance(self.model, BertCrfForTokenClassification):
+            labels = self.config.num_labels
+            formula = "A[y_i, y_i+1], added to the scores of a sequence y"
+            self.add("head", formula, "L16 2.2", (labels, labels), size(self.modules["head"]))
         if "cls.predictions" in self.seen:
             words = self.modules["cls.predictions"]
             tied = self.modules[f"{self.prefix}embeddings.word_embeddings"].weight
@@ -362,6 +385,15 @@ class _Stations:
             follows = self.modules["cls.seq_relationship"]
             shape = self.seen["cls.seq_relationship"].shape[1:]
             self.add("cls.seq_relationship", "C W^T + b", "D19 3.1, task 2", shape, size(follows))
+
+    def head_formula(self) -> tuple[str, str]:
+        if isinstance(self.model, BertForQuestionAnswering):
+            return "S T_i, E T_i: begin and end", "D19 4.2"
+        if isinstance(self.model, BertForTokenClassification):
+            return "T_i W^T + b", "D19 5.3"
+        if isinstance(self.model, BertForExtractiveSummary):
+            return "T_[CLS] W^T + b of each sentence", "LL19 3.1"
+        return "C W^T + b", "D19 4.1"
 
 
 def size(module: nn.Module) -> int:

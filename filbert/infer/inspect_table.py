@@ -111,7 +111,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 SOURCES = Text(
     "V17: Vaswani et al. 2017, arXiv 1706.03762. D19: Devlin et al. 2019, arXiv 1810.04805. "
-    "B16: Ba et al. 2016, arXiv 1607.06450. H16: Hendrycks and Gimpel 2016, arXiv 1606.08415."
+    "B16: Ba et al. 2016, arXiv 1607.06450. H16: Hendrycks and Gimpel 2016, arXiv 1606.08415. "
+    "L16: Lample et al. 2016, arXiv 1603.01360. LL19: Liu and Lapata 2019, arXiv 1908.08345."
 )
 
 

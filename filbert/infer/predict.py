@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from filbert.bundle import Bundle, open_bundle
 from filbert.errors import FilbertError, UsageError
 from filbert.model.device import choose_device, choose_precision, for_inference
+from filbert.model.runtime import IN_PYTORCH, check_core
 from filbert.tasks import classify
 
 WINDOW = 1024
@@ -65,13 +66,15 @@ def load(
     precision: str = "auto",
     batch_tokens: int = 4096,
     threads: int | None = None,
+    core: str = "auto",
 ) -> Any:
     """Open a bundle for prediction: a `Classifier`, or what `PREDICTORS` has for its task.
 
     `name` is a run folder, a Hugging Face folder, a hub name or an installed name. `batch_tokens`
-    bounds the tokens computed at once; `threads` sets the CPU threads of this process. Raises
-    `FilbertError` where `name` cannot be found or has no head to answer with, `UsageError` for a
-    device or a precision that this machine lacks.
+    bounds the tokens computed at once; `threads` sets the CPU threads of this process. `core`:
+    `auto` is PyTorch with the native encoder where it serves, `torch` PyTorch alone; `onnxruntime`
+    or `openvino` computes a folder that `filbert export` made, in float32 on the CPU. Raises `FilbertError` where `name` cannot be found or has no head to answer with, `UsageError`
+    for a device or a precision that this machine, or the core, lacks.
     """
     if not isinstance(name, str | PathLike):
         raise FilbertError(f"expected a folder or the name of a model, got {shown(name)}")
@@ -82,8 +85,12 @@ def load(
         check_count("threads", threads, most=MOST_THREADS)
         torch.set_num_threads(threads)
     place = choose_device(device)
-    dtype, reason = choose_precision(precision, place)
-    bundle = open_bundle(name)
+    check_core(core)
+    if core in IN_PYTORCH:
+        dtype, reason = choose_precision(precision, place)
+    else:
+        place, dtype, reason = _of_core(core, str(device), precision)
+    bundle = open_bundle(name, core=core, threads=threads)
     if bundle.manifest.task not in PREDICTORS:
         raise FilbertError(
             f"{bundle.folder} holds a {type(bundle.model).__name__}, an encoder without a head to "
@@ -94,6 +101,20 @@ def load(
     return getattr(import_module(module), kind)(
         bundle, device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens
     )
+
+
+def _of_core(core: str, device: str, precision: str) -> tuple[torch.device, torch.dtype, str]:
+    """Device, precision and why: other cores compute in float32 on the CPU."""
+    for option, value, known in (
+        ("device", device, ("auto", "cpu")),
+        ("precision", precision, ("auto", "float32")),
+    ):
+        if value not in known:
+            raise UsageError(
+                f"{option} {value}: the core {core} computes in float32 on the CPU; leave "
+                f"--{option} out, or take --core auto"
+            )
+    return torch.device("cpu"), torch.float32, f"that of the core {core}"
 
 
 class Classifier:
@@ -311,11 +332,16 @@ def windows(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield block
 
 
-def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
-    """Texts of standard input, one a line; with `pairs` two of them with a tab between.
+class BadLine(str):
+    """What is wrong with a line of standard input, in place of its row."""
 
-    Raises `FilbertError` that names the line that is not UTF-8 or no pair, and for None, which
-    is what Python has for a closed standard input.
+
+def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
+    """Texts of standard input, one a line; with `pairs` two of them with a tab between, or a
+    `BadLine` where there is none.
+
+    Raises `FilbertError` that names the line that is not UTF-8, and for None, which is what Python
+    has for a closed standard input.
     """
     if stream is None:
         raise FilbertError("standard input is closed; give texts, a --file, or lines by a pipe")
@@ -331,12 +357,40 @@ def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
             yield line
             continue
         first, tab, second = line.partition("\t")
-        if not tab:
-            raise FilbertError(
-                f"standard input, line {number}: this model compares two texts; "
-                "expected text<TAB>second text"
-            )
-        yield first, second
+        if tab:
+            yield first, second
+        else:
+            yield BadLine("this model compares two texts; expected text<TAB>second text")
+
+
+def answered_lines(
+    predictor: Any, rows: Iterable[Any], *, window: int, strict: bool = False, **options: Any
+) -> Iterator[tuple[Any, Answer]]:
+    """Each row of `typed_rows` with its answer, in order; `{"error": ...}` for a line that the
+    model cannot read. Raises `FilbertError` for such a line with `strict`, and at the end where no
+    line could be answered."""
+    number, answered, first = 0, 0, ""
+    for block in windows(rows, window):
+        problems = [row if isinstance(row, BadLine) else predictor.problem(row) for row in block]
+        good = [row for row, problem in zip(block, problems, strict=True) if problem is None]
+        answers = iter(predictor.answer_rows(good, **options) if good else [])
+        answered += len(good)
+        for row, problem in zip(block, problems, strict=True):
+            number += 1
+            if problem is None:
+                yield row, next(answers)
+                continue
+            told = f"standard input, line {number}: {problem}"
+            if strict:
+                raise FilbertError(told)
+            first = first or told
+            yield row, {"error": told}
+    if first and not answered:
+        raise FilbertError(f"no line could be answered. {first}")
+    if first:
+        count = number - answered
+        lines = "1 line has" if count == 1 else f"{count:,} lines have"
+        print(f"{lines} no answer but an error. {first}", file=sys.stderr)
 
 
 def answer_text(answer: Answer, row: Any = None) -> str:

@@ -90,7 +90,7 @@ def predict_file(
     }
     if not model.manifest.pair and pair_column is not None:
         raise UsageError(f"--pair-column {pair_column}: this model takes one text, not pairs")
-    rows = stream_texts(source, **reading)
+    rows = stream_texts(source, **reading, need_pair=model.manifest.pair)
     if not model.manifest.pair:
         rows = _single(rows, source, named=text_column is not None)
     began = time.monotonic()

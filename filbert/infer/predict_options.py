@@ -20,7 +20,7 @@ class ModelOptions(BaseModel):
     text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
     pair_column: str | None = Field(None, description="Column of the second text of a pair")
     format: str | None = Field(
-        None, description="csv, tsv, jsonl, parquet, cola, mrpc (else from the name)"
+        None, description="csv, tsv, jsonl, parquet, text, cola, mrpc (else from the name)"
     )
     encoding: str = Field("utf-8", description="Text encoding of the file")
     header: bool | None = Field(None, description="First row holds the column names")
@@ -31,8 +31,10 @@ class ModelOptions(BaseModel):
     )
     batch_tokens: int = Field(4096, description="Tokens computed at once")
     threads: int | None = Field(None, description="CPU threads")
-    core: Literal["torch", "onnxruntime", "openvino"] = Field(
-        "torch", description="What computes; the others open folders of filbert export"
+    core: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="What computes: auto is the native encoder where it serves, else torch; the "
+        "last two open folders of filbert export",
     )
 
 

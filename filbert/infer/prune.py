@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from filbert.bundle import MANIFEST, Bundle, Manifest, open_bundle, save_bundle
 from filbert.data.corpus import corpus_files, read_documents
-from filbert.data.examples import read_examples
+from filbert.data.examples import REGRESSION, check_known_labels, read_examples
 from filbert.data.packing import Encoded, plan_once
 from filbert.data.tables import kind_of
 from filbert.errors import FilbertError, UsageError
@@ -368,6 +368,8 @@ def _read(
         windows=manifest.windows,
         stride=manifest.stride,
     )
+    if manifest.problem_type != REGRESSION:
+        check_known_labels(examples, manifest.labels)
     gold = classify.targets(examples.labels or [], manifest.labels, manifest.problem_type)
     name = f"{Path(path).name}, {len(examples):,} rows"
     return Rows(name, encoded, gold, manifest, options.batch_tokens)

@@ -81,6 +81,7 @@ def rank_file(ranker: Ranker, options: RankOptions) -> list[dict[str, Any]]:
     `options.top`, if that is set. Empty rows are left out. In memory are no more than `top` texts
     and a block of others."""
     assert options.query is not None and options.file is not None
+    check_query(options)
     rows = stream_texts(
         options.file, text_column=options.text_column, format=options.format,
         encoding=options.encoding, header=options.header,
@@ -96,7 +97,15 @@ def rank_file(ranker: Ranker, options: RankOptions) -> list[dict[str, Any]]:
         ]
         best.sort(key=lambda item: -item["score"])  # stable: of equals the earlier row
         del best[options.top or len(best) :]
+    if not best:
+        raise FilbertError(f"{options.file}: no row has any text")
     return best
+
+
+def check_query(options: RankOptions) -> None:
+    """`UsageError` for a query without a word."""
+    if options.query is not None and not options.query.strip():
+        raise UsageError("the query is empty; expected a few words or a question")
 
 
 class _Texts:
@@ -114,6 +123,7 @@ class _Texts:
 
 def run_rank(options: RankOptions, as_json: bool) -> None:
     """The verb `filbert rank`: open the bundle, rank or evaluate, print."""
+    check_query(options)  # before a model is opened
     classifier = load(options.bundle, device=options.device, batch_tokens=options.batch_tokens,
                       threads=options.threads)  # fmt: skip
     ranker = Ranker(classifier, label=options.label)

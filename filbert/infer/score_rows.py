@@ -11,7 +11,7 @@ import time
 from os import PathLike
 from typing import Any
 
-from filbert.data.examples import read_examples
+from filbert.data.examples import REGRESSION, check_known_labels, read_examples
 from filbert.errors import FilbertError, UsageError
 from filbert.tasks import classify, metrics
 
@@ -63,6 +63,8 @@ def score_rows(
             f"{examples.source}: rows are pairs of texts, but this model takes one text"
         )
     assert examples.labels is not None
+    if manifest.problem_type != REGRESSION:
+        check_known_labels(examples, manifest.labels)
     gold = classify.targets(examples.labels, manifest.labels, manifest.problem_type)
     began = time.monotonic()
     logits = classifier.logits(examples.texts, examples.pairs)

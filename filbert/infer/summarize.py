@@ -14,7 +14,7 @@ writes summaries instead (an encoder-decoder) is opened by `filbert.infer.transl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any
 
@@ -109,10 +109,11 @@ class Extractor:
         """
         if isinstance(documents, str):
             return self.answer_rows([documents], **options)[0]
-        if not isinstance(documents, list | tuple):
+        if not isinstance(documents, Iterable) or isinstance(documents, bytes | dict):
             raise FilbertError(f"expected a text or a list of documents, got {shown(documents)}")
-        check_rows(self, documents)
-        return self.answer_rows(documents, **options)
+        rows = list(documents)
+        check_rows(self, rows)
+        return self.answer_rows(rows, **options)
 
     def problem(self, row: Any) -> str | None:
         """What is wrong with a document, in words; None for a good one."""

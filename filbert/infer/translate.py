@@ -15,6 +15,7 @@ folder of Transformers' `EncoderDecoderModel` opens too, with the tokenizer that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from filbert.bundle import Bundle
+from filbert.bundle import Bundle, fit_tokenizer
 from filbert.data.pairs import read_pairs
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.predict import WINDOW, Answer, check_rows, not_text, shown
@@ -36,6 +37,7 @@ SEARCH = frozenset(
     {"beams", "max_tokens", "min_tokens", "length_penalty", "no_repeat_ngram", "early_stopping",
      "best", "sample", "temperature", "top_k", "top_p", "seed"}
 )  # fmt: skip
+logger = logging.getLogger("filbert")
 EXAMPLES = 20  # shown by `evaluate`
 
 
@@ -66,6 +68,7 @@ class Translator:
             )
         if (other := bundle.folder / task.TARGET_TOKENIZER).is_dir():
             self.writer = BertTokenizer.from_pretrained(other)
+            fit_tokenizer(self.writer, bundle.model.config.decoder)
         self.settings = task.settings_of(bundle.manifest.settings, source=str(bundle.folder))
         config = bundle.model.config
         words = max(self.writer.get_vocab().values(), default=0) + 1
@@ -82,6 +85,7 @@ class Translator:
         self.model = for_inference(bundle.model, device, dtype)
         self.device, self.dtype, self.reason = device, dtype, reason
         self.batch_tokens = batch_tokens
+        self._told_cut = False
 
     def __call__(self, texts: Any, **options: Any) -> Any:
         """What the model writes for a text, or for each of a list.
@@ -111,7 +115,8 @@ class Translator:
     def answer_rows(
         self, rows: Sequence[str], *, alignments: bool = False, **options: Any
     ) -> list[Answer]:
-        """Answers of rows that `problem` found good, in order."""
+        """Answers of rows that `problem` found good, in order: `text`, `score`; `cut` where the
+        source was longer than the model reads, `cut_off` where the text came to no end."""
         search = self.search(**options)
         answers: list[Answer] = []
         for start in range(0, len(rows), WINDOW):
@@ -120,13 +125,29 @@ class Translator:
             written = task.write(
                 self.model, encoded, search=search, batch_tokens=self.batch_tokens, first=start
             )
+            cut = set(
+                task.cut_off(self.tokenizer, block, encoded, self.manifest.max_length).tolist()
+            )
+            if cut:
+                self._tell_cut()
             for number, texts in enumerate(written):
                 answer = self._answer(texts)
+                if number in cut:
+                    answer["cut"] = True  # its source was longer than the model reads
                 if alignments:
                     span = slice(*encoded.window_starts[number : number + 2].tolist())
                     answer["alignment"] = self.align(encoded.input_ids[span].tolist(), texts[0])
                 answers.append(answer)
         return answers
+
+    def _tell_cut(self) -> None:
+        if not self._told_cut:
+            self._told_cut = True
+            logger.warning(
+                "a text has more than the %d tokens that the model reads; what is beyond them was "
+                "cut off, and its answer says cut. Give it in parts (told once)",
+                self.manifest.max_length,
+            )
 
     def search(self, **options: Any) -> Search:
         """The bundle's way of writing, with these changes."""

@@ -112,7 +112,8 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     `UsageError` for int8 where it does not serve."""
     from filbert.model.native import attach
 
-    reason = attach(model, dtype)
+    allowed = getattr(model, "may_go_native", True)
+    reason = attach(model, dtype) if allowed else "another core was asked for"
     if reason is not None:
         if dtype == torch.int8:
             raise UsageError(
@@ -120,8 +121,8 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
                 f"{reason}; use --precision auto or float32"
             )
         model.to(dtype=dtype)
-    path = "native encoder (AMX)" if reason is None else f"PyTorch: {reason}"
-    logger.info("%s computes by: %s", type(model).__name__, path)
+    path = "native encoder (AMX)" if reason is None else f"no native encoder: {reason}"
+    logger.info("%s: %s", type(model).__name__, path)
 
 
 def for_inference(

@@ -15,7 +15,8 @@ does not depend on which others stood in its batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,20 @@ from filbert.model.cache import Cache
 from filbert.model.seq2seq import BertForSeq2SeqLM
 
 NEVER = -1e9  # the score of what is not there, as Transformers has it
+MOST_BEAMS = 64  # far more than helps; each costs as much memory as a text
+# of the numbers of a search: the least, the most, the kind
+RANGES: tuple[tuple[str, float, float, Any], ...] = (
+    ("beams", 1, MOST_BEAMS, Integral),
+    ("max_tokens", 1, 2**31 - 1, Integral),
+    ("min_tokens", 0, 2**31 - 1, Integral),
+    ("length_penalty", -10, 10, Real),
+    ("no_repeat_ngram", 0, 100, Integral),
+    ("best", 1, MOST_BEAMS, Integral),
+    ("temperature", 0.001, 1000, Real),
+    ("top_k", 0, 2**31 - 1, Integral),
+    ("top_p", 0, 1, Real),
+    ("seed", 0, 2**62, Integral),
+)
 BLOCKS = 64  # words that are compared at once when the best of a vocabulary are looked for
 
 
@@ -55,17 +70,18 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least, most, kind in RANGES:
+            value = getattr(self, name)
+            right = isinstance(value, kind) and not isinstance(value, bool)
+            if not right or not least <= value <= most:  # NaN is in no range
+                whole = "a whole number" if kind is Integral else "a number"
+                raise UsageError(f"{name} must be {whole} from {least} to {most}, got {value!r}")
         wrong = [
-            (self.beams < 1, "beams must be at least 1", self.beams),
-            (self.max_tokens < 1, "max_tokens must be at least 1", self.max_tokens),
-            (not 0 <= self.min_tokens <= self.max_tokens, "min_tokens must be from 0 to max_tokens",
-             self.min_tokens),
-            (self.no_repeat_ngram < 0, "no_repeat_ngram must be at least 0", self.no_repeat_ngram),
-            (not 1 <= self.best <= self.beams, "best must be from 1 to beams", self.best),
-            (self.sample and self.beams > 1, "sampling writes one text: set beams to 1, not",
+            (self.min_tokens > self.max_tokens,
+             f"min_tokens must be from 0 to max_tokens, {self.max_tokens}", self.min_tokens),
+            (self.best > self.beams, f"best must be from 1 to beams, {self.beams}", self.best),
+            (self.sample and self.beams > 1, "sampling writes one text, so beams must be 1",
              self.beams),
-            (not self.temperature > 0, "temperature must be over 0", self.temperature),
-            (self.top_k < 0, "top_k must be at least 0", self.top_k),
             (not 0 < self.top_p <= 1, "top_p must be over 0 and at most 1", self.top_p),
             (self.early_stopping not in (True, False, "never"),
              "early_stopping must be true, false or never", self.early_stopping),

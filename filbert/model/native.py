@@ -196,6 +196,15 @@ def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
     return None
 
 
+def close(model: nn.Module) -> None:
+    """Free what `attach` holds for `model`, which goes back to the slow twin."""
+    for bert in model.modules():
+        forward = vars(bert).get("forward")
+        if isinstance(forward, _Forward):
+            del bert.forward
+            forward.native.close()
+
+
 class _Forward:
     """`BertModel.forward` with the native encoder in it."""
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from filbert.atomic import make_folder
 from filbert.errors import FilbertError
 from filbert.model.attention import PATHS
 from filbert.model.config import BertConfig, EncoderConfig, read_values
@@ -24,6 +25,7 @@ class PretrainedModel(nn.Module):
 
     config_class: ClassVar[type[EncoderConfig]] = BertConfig
     words_name: ClassVar[str] = "word_embeddings"  # among the embeddings
+    may_go_native: bool = True  # whether `for_inference` looks for the native encoder
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -180,7 +182,7 @@ class PretrainedModel(nn.Module):
         from filbert.model.weights import write_weights
 
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(target)
         write_weights(self.state_dict(), target, max_shard_bytes=max_shard_bytes)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from filbert.atomic import make_folder
 from filbert.errors import FilbertError
 from filbert.model.bert import BertForMaskedLM, BertModel
 from filbert.model.config import BertConfig, EncoderConfig
@@ -257,7 +258,7 @@ class BertForSeq2SeqLM(PretrainedModel):
         from filbert.model.weights import write_weights
 
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(target)
         tensors = self.state_dict()

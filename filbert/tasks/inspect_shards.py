@@ -17,6 +17,7 @@ import numpy as np
 from filbert.data.samples import Sampler
 from filbert.data.shards import Shards
 from filbert.errors import FilbertError
+from filbert.layout import plain
 from filbert.tasks import pretrain
 from filbert.text import BertTokenizer
 
@@ -49,6 +50,7 @@ def inspect_shards(
     sampler = Sampler(
         parts, cls_id=cls_id, sep_id=sep_id, max_length=max_length,
         objective=objective, seed=seed,  # type: ignore[arg-type]
+        vocab_size=max(tokenizer.get_vocab().values()) + 1, origin=str(folder),
     )  # fmt: skip
     rule = pretrain.mask_rule(tokenizer, rate=mask_rate, masking=masking)
     samples = sampler.samples(np.arange(count))
@@ -85,7 +87,7 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     total = max(1, counts["tokens"])
     lines += [
-        f"  {name or 'no source'}: {tokens:,} tokens, {tokens / total:.1%}"
+        f"  {plain(name) or 'no source'}: {tokens:,} tokens, {tokens / total:.1%}"
         for name, tokens in found["sources"].items()
     ]
     swapped = "B is from another document"
@@ -109,9 +111,9 @@ def line_of(sample: dict[str, Any]) -> str:
     rows = zip(sample["tokens"], sample["joins"], sample["segments"], strict=True)
     before = 0
     for place, (token, joined, segment) in enumerate(rows):
-        shown = token
+        shown = token = plain(token)
         if place in sample["hidden"]:
-            answer = sample["hidden"][place]
+            answer = plain(sample["hidden"][place])
             if token == "[MASK]":
                 shown = f"[MASK→{answer}]"
             else:

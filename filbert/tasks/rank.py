@@ -10,6 +10,7 @@ Nogueira and Cho 2019, "Passage re-ranking with BERT" (arXiv 1901.04085).
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from filbert.data.examples import REGRESSION, read_examples
+from filbert.data.examples import SINGLE, read_examples
+from filbert.data.tables import is_number
+from filbert.data.told_rows import ToldRows
 from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.tasks.calibrate import probabilities
 from filbert.tasks.retrieval import ranking_scores, worst_first
@@ -43,16 +46,26 @@ class Judged:
 def read(path: str | os.PathLike[str], **reading: Any) -> Judged:
     """Rows of query, text and relevance (a number, 0 for irrelevant); a query's rows may stand
     anywhere. `reading`: what `read_examples` takes. Raises `FilbertError`."""
-    examples = read_examples(path, problem_type=REGRESSION, **reading)
+    examples = read_examples(path, problem_type=SINGLE, **reading)
     if examples.pairs is None:
         raise UsageError(
             f"{examples.source}: a query and a text were expected in each row; name their columns "
             "with --text-column and --pair-column"
         )
-    gains = np.asarray(examples.labels, np.float64)
-    if (gains < 0).any():
-        row = examples.numbers[int(np.flatnonzero(gains < 0)[0])]
-        raise FilbertError(f"{examples.source}, row {row}: a relevance below 0")
+    wrong = ToldRows()
+    values = []
+    for row, label in zip(examples.numbers, examples.labels or [], strict=True):
+        value = float(label) if is_number(label) else -1.0
+        if not 0 <= value < math.inf:
+            wrong.add(row, f"{label!r:.40}")
+        values.append(value)
+    if wrong.count:
+        raise FilbertError(
+            f"{examples.source}: a relevance was expected in each row, a number, 0 for a text that "
+            f"does not fit the query; there is none in {wrong}: {wrong.what}. Name the column with "
+            "--label-column, or write numbers"
+        )
+    gains = np.asarray(values, np.float64)
     number: dict[str, int] = {}
     query = [number.setdefault(text, len(number)) for text in examples.texts]
     pairs = list(zip(examples.texts, examples.pairs, strict=True))

@@ -24,7 +24,7 @@ from filbert.data.packing import Encoded, Ids, cut
 from filbert.data.pairs import Pairs, read_pairs
 from filbert.errors import FilbertError, UsageError, missing_extra
 from filbert.model.config import BertConfig
-from filbert.model.generate import Search, Written, generate
+from filbert.model.generate import MOST_BEAMS, Search, Written, generate
 from filbert.model.seq2seq import BertForSeq2SeqLM
 from filbert.model.seq2seq_config import Seq2SeqConfig
 from filbert.tasks import rouge
@@ -47,7 +47,7 @@ class WritingSettings(BaseModel):
     language: str | None = None
     max_tokens: int = Field(default=128, gt=0)
     min_tokens: int = Field(default=0, ge=0)
-    beams: int = Field(default=4, gt=0, le=1000)
+    beams: int = Field(default=4, gt=0, le=MOST_BEAMS)
     length_penalty: float = Field(default=1.0, ge=-10, le=10)
     no_repeat_ngram: int = Field(default=0, ge=0, le=100)
 
@@ -102,14 +102,14 @@ def encode(tokenizer: BertTokenizer, texts: Sequence[str], *, max_length: int) -
     )
 
 
-def cut_off(tokenizer: BertTokenizer, texts: Sequence[str], encoded: Encoded, limit: int) -> int:
-    """How many of the texts were longer than `limit` tokens."""
+def cut_off(tokenizer: BertTokenizer, texts: Sequence[str], encoded: Encoded, limit: int) -> Ids:
+    """The numbers of the texts that were longer than `limit` tokens."""
     full = np.flatnonzero(encoded.tokens == limit)
     if not len(full):
-        return 0
+        return full
     again = tokenizer.encode_flat([texts[int(i)] for i in full], max_length=2**20, windows=False,
                                   stride=0)  # fmt: skip
-    return int((np.diff(again.window_starts) > limit).sum())
+    return full[np.diff(again.window_starts) > limit]
 
 
 def head(
@@ -254,10 +254,18 @@ def default_search(settings: WritingSettings, config: Seq2SeqConfig, **changes: 
     }  # fmt: skip
     if changes.get("sample"):
         values["beams"] = 1
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if changes.get(name) is not None and not changes.get("sample"):
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"{flag} is for drawing words at random; say --sample (sample=True) too, or leave "
+                f"--{flag} out"
+            )
     values |= {name: value for name, value in changes.items() if value is not None}
-    if "max_tokens" not in changes:
+    if changes.get("max_tokens") is None:
         values["max_tokens"] = min(values["max_tokens"], config.decoder.max_position_embeddings)
-    values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
+    if changes.get("min_tokens") is None:
+        values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
     return Search(**values)
 
 

@@ -44,6 +44,11 @@ _CACHED = 100_000  # parts; some 20 MB
 _LONGEST = 64  # characters of a part that is worth keeping
 
 
+def word_like(text: str) -> list[str]:
+    """The words, Chinese characters and marks of a text, lower-cased, whatever the vocabulary."""
+    return _PARTS.findall(text.lower().replace("\n", " ")) or [text]
+
+
 class Coded(NamedTuple):
     """Tokens of sentences end to end: `ids` (tokens,) uint16 or uint32, `lengths` (sentences,)
     int64, 0 where nothing of a sentence is known to the tokenizer, `joins` (tokens,) bool."""

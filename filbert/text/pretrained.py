@@ -22,7 +22,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from filbert.atomic import cannot_write, write_file
+from filbert.atomic import make_folder, write_file
 from filbert.errors import FilbertError, did_you_mean
 from filbert.layout import plain, strict_json
 
@@ -133,6 +133,8 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         ) from None
     # Not str.splitlines(), which would also split at rare characters that may be tokens (U+2028).
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise FilbertError(f"{path} is empty; a vocabulary has one token a line")
     vocab = {token: index for index, token in enumerate(lines)}
     if len(vocab) < len(lines):
         logger.warning("%s repeats %d tokens; the last line counts", path, len(lines) - len(vocab))
@@ -192,10 +194,7 @@ def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> list
 
     Returns the paths. Raises `FilbertError` where the disk does not take them.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+    make_folder(folder)
     config: dict[str, Any] = asdict(settings)
     # The older of this list's two names: every release of transformers reads it.
     config["additional_special_tokens"] = list(config.pop("extra_special_tokens"))
@@ -263,8 +262,9 @@ def _finish(tokenizer: Tokenizer, settings: Settings) -> None:
         if token is not None and tokenizer.token_to_id(token) is None:
             way_out = " or pass mask_token=None" if name == "mask_token" else ""
             raise FilbertError(
-                f"the vocabulary has no {token!r} ({name}); is this a BERT vocabulary? "
-                f"Add it to the vocabulary, pass {name}=... if it has another name{way_out}."
+                f"the vocabulary has no {token!r} ({name}); is this a BERT vocabulary? Add it to "
+                f"the vocabulary, or tell its other name: {name} in tokenizer_config.json, or "
+                f"{name}=... in Python{way_out}."
             )
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in settings.special_tokens]
@@ -319,9 +319,12 @@ def _known(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     limit = config.get("model_max_length")
     if isinstance(limit, int | float) and limit >= _NO_LIMIT:
         limit = None  # how other programs write that they do not know
+    sizes = _read_json(folder / "config.json") or _read_json(folder / "bert_config.json")
+    places = sizes.get("max_position_embeddings")
     if limit is None:
-        sizes = _read_json(folder / "config.json") or _read_json(folder / "bert_config.json")
-        limit = sizes.get("max_position_embeddings", 512)
+        limit = 512 if places is None else places
+    if type(limit) is type(places) is int and places > 0:  # no more than the model beside it reads
+        limit = min(limit, places)
     known["model_max_length"] = limit
     return known
 

@@ -276,6 +276,14 @@ class BertTokenizer:
             side=self.truncation_side,
         )
 
+    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Encoding:
+        """The same as a call; what older programs name it."""
+        return self(text, text_pair, **options)
+
+    def batch_encode_plus(self, batch_text_or_text_pairs: Any, **options: Any) -> Encoding:
+        """The same as a call with a list; what older programs name it."""
+        return self(batch_text_or_text_pairs, **options)
+
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
         """The `input_ids` of a call with the same arguments."""
         return self(text, text_pair, **options)["input_ids"]

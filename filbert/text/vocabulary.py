@@ -162,6 +162,11 @@ def learn_pieces(
     usable = {word: count for word, count in usable.items() if letters.issuperset(word)}
     inner = {f"##{letter}" for letter in set().union(*(word[1:] for word in usable))}
     start = [*special, *sorted(letters - set(special)), *sorted(inner - set(special))]
+    if not usable and len(frequent) > max_letters:
+        raise FilbertError(
+            f"no word is left to learn from: each has another letter than the {max_letters:,} most "
+            "frequent ones (--limit-alphabet)"
+        )
     if not usable:
         raise FilbertError(
             f"no word is left to learn from: of {len(counts):,} letters none occurs "

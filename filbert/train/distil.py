@@ -32,9 +32,9 @@ TEACH_TOKENS = 4096  # of a batch that the teacher answers before training
 def check(options: ClassifyOptions) -> None:
     """Raise `UsageError` for options of distillation that do not go together."""
     if options.teacher is None:
-        for name, value in (("unlabelled", options.unlabelled), ("hidden", options.distil_hidden)):
-            if value:
-                flag = "--unlabelled" if name == "unlabelled" else "--distil-hidden"
+        for name in ("unlabelled", "distil_weight", "distil_temperature", "distil_hidden"):
+            if getattr(options, name) != ClassifyOptions.model_fields[name].default:
+                flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag}: a teacher has to be named, with --teacher BUNDLE")
     elif options.distil_hidden and options.attention != "packed":
         raise UsageError(

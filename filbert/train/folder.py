@@ -30,8 +30,11 @@ BUNDLE_FILES = {
     MANIFEST, "README.md", "config.json", "model.safetensors", "tokenizer.json",
     "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
     "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "generation_config.json", "model.safetensors.index.json",
 }  # fmt: skip
 BUNDLE_FOLDERS = {"1_Pooling", "2_Normalize", "decoder_tokenizer"}  # of one task or another
+# the shards of large weights, and the runs of several seeds
+NUMBERED = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|seed-\d{1,20}")
 RUN_FILES = {RECIPE, ENVIRONMENT, SEEDS, "metrics.jsonl", "evaluation.json", "report.html"}
 # Options that may differ when a run is resumed: they do not change what is learned.
 FREE = {
@@ -101,7 +104,7 @@ def is_run(out: Path) -> bool:
 def is_ours(name: str) -> bool:
     """Whether a run writes a file or folder of this name."""
     known = RUN_FILES | BUNDLE_FILES | BUNDLE_FOLDERS | {"checkpoints", "tensorboard"}
-    return name in known or re.fullmatch(r"seed-\d{1,20}", name) is not None
+    return name in known or NUMBERED.fullmatch(name) is not None
 
 
 def leftover(name: str) -> bool:

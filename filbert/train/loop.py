@@ -285,8 +285,9 @@ def fit(
                 if math.isfinite(own_loss) and not math.isfinite(loss):
                     held = []  # another process holds the bad sample
                 held = [t for text in world.texts("\n".join(held)) for t in text.split("\n") if t]
+                saved = any((run / "checkpoints").glob("step-*"))
                 told_bad(loss if not math.isfinite(loss) or not bad else norm, mean, progress, held,
-                         limits, tracker)  # fmt: skip
+                         limits, tracker, saved=saved)  # fmt: skip
                 optimizer.drop_gradients()
             else:
                 optimizer.step(lr, clip=options.clip, norm=norm)
@@ -374,18 +375,21 @@ def told_bad(
     samples: list[str],
     limits: Limits,
     tracker: Tracker,
+    *,
+    saved: bool,
 ) -> None:
     """Tell a step whose loss or gradient is a spike or no number, with the samples it held; raise
-    `FilbertError` if there were too many of them."""
+    `FilbertError` if there were too many of them. saved: whether there is a checkpoint."""
     shown = ", ".join(samples[:20]) + (" ..." if len(samples) > 20 else "")
     what = f"the loss or its gradient became {value:.6g}"
     if math.isfinite(value):
         what = f"the loss jumped from about {mean:.3f} to {value:.3f}"
     if progress.skipped > limits.skipped:
         often = f" ({progress.skipped} steps so far)" if limits.skipped else ""
+        kept = "Checkpoints are whole" if saved else "There is no checkpoint yet"
         raise FilbertError(
             f"{what} at step {progress.step}{often}; the batch held: {shown}. "
-            "Look at these rows, lower --lr, or try --precision float32. Checkpoints are whole"
+            f"Look at these rows, lower --lr, or try --precision float32. {kept}"
         )
     tracker.message(
         f"{what} at step {progress.step}: this step is passed over "

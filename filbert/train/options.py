@@ -6,15 +6,13 @@ nearest valid one. Options typed on the command line win over the recipe.
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from filbert.errors import UsageError, did_you_mean
+from filbert.recipes import parse_options as parse_options
+from filbert.recipes import read_recipe as read_recipe
 
-Options = TypeVar("Options", bound=BaseModel)
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -123,33 +121,3 @@ class ClassifyOptions(TuneOptions):
     distil_hidden: float = Field(
         0.0, ge=0, le=1000, description="Weight of the teacher's hidden states (0: not learned)"
     )
-
-
-def parse_options(values: dict[str, Any], kind: type[Options], *, source: str) -> Options:
-    """Validate `values` as a `kind`; `UsageError` names the wrong key, its neighbour or the wrong
-    value."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                hint = did_you_mean(key, kind.model_fields)
-                lines.append(f"unknown key '{key}'.{hint}")
-            elif item["type"] == "missing":
-                lines.append(f"'{key}' is required (--{key.replace('_', '-')})")
-            else:
-                lines.append(f"'{key}' = {item['input']!r}: {item['msg']}")
-        raise UsageError(f"{source}: " + "; ".join(lines)) from None
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML recipe, not yet validated."""
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise UsageError(f"no recipe at {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None

@@ -39,7 +39,7 @@ from filbert.train.parallel import World, joined, local_device
 from filbert.train.pretrain_base import build_model
 from filbert.train.pretrain_options import PretrainOptions, seconds_of
 from filbert.train.pretrain_plan import PretrainPlan, evaluation_batches, open_phases
-from filbert.train.report import write_report
+from filbert.train.report import REPORT_FILE, write_report
 from filbert.train.track import Tracker
 
 EVALUATIONS = 20  # in a run, unless --eval-every says otherwise
@@ -218,6 +218,9 @@ def run(
             )  # fmt: skip
         finally:
             plan.close()
+    if options.budget is not None and progress.step <= 1:
+        idle = "" if options.warmup == 0 else ", at a learning rate of 0: nothing was learned"
+        warn(f"--budget {options.budget} was enough for {progress.step} step{idle}; give more time")
     scores = progress.best_scores
     if world.first:
         if in_parts:
@@ -269,6 +272,8 @@ def write_bundle(
 def finished(out: Path, world: World) -> PretrainResult:
     """The result of a run whose bundle is there already."""
     manifest = read_manifest(out)
+    if world.first and not (out / REPORT_FILE).is_file():  # killed just before its end
+        write_report(out)
     origin = manifest.provenance
     note = f"{out} is finished already; nothing was left to do"
     return PretrainResult(

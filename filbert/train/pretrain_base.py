@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from filbert.errors import FilbertError
+from filbert.errors import FilbertError, UsageError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
 from filbert.model.config import BertConfig, EncoderConfig
 from filbert.model.modern import ModernBertForMaskedLM
@@ -21,13 +21,19 @@ from filbert.tasks import pretrain as task
 from filbert.text import BertTokenizer
 from filbert.train.pretrain_options import PretrainOptions
 
+SHAPE = (
+    "architecture", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+    "hidden_act", "max_position_embeddings",
+)  # fmt: skip
+
 
 def build_model(
     options: PretrainOptions, tokenizer: BertTokenizer
 ) -> tuple[PretrainedModel, list[str]]:
     """The model, in training precision float32 on the CPU, and what is to be told about it.
 
-    Raises `FilbertError` where the shards' vocabulary is not that of the base, nor extends it.
+    Raises `FilbertError` where the shards' vocabulary is not that of the base, nor extends it, and
+    `UsageError` for a shape that was typed and is not that of the base.
     """
     words = tokenizer.get_vocab()
     size = max(words.values()) + 1
@@ -36,6 +42,7 @@ def build_model(
         return task.head(new, objective=options.objective)(new), []
     base = resolve(options.base, revision=options.revision)
     config = read_any_config(base)
+    kept = check_shape(options, config)
     if options.dropout is not None:
         config = config.replace(**dropouts(config, options.dropout))
     kind = task.head(config, objective=options.objective)
@@ -51,9 +58,38 @@ def build_model(
             f"with --vocab {options.base}, or with a vocabulary that has more words behind its own"
         )
     if not (added := words.keys() - old.keys()):
-        return model, []
+        return model, kept
     extend(model, size, before, tokenizer)
-    return model, [f"{len(added):,} words were added to the vocabulary of {options.base}"]
+    told = f"{len(added):,} words were added to the vocabulary of {options.base}"
+    return model, [told, *kept]
+
+
+def check_shape(options: PretrainOptions, config: EncoderConfig) -> list[str]:
+    """What is to be told of options that name another shape than the base has, which keeps it."""
+    modern = isinstance(config, ModernBertConfig)
+    there: dict[str, Any] = {
+        **{name: getattr(config, name, None) for name in SHAPE},
+        "architecture": "modernbert" if modern else "bert",
+    }
+    if isinstance(config, ModernBertConfig):
+        there["hidden_act"] = config.hidden_activation
+    other = [
+        name
+        for name in SHAPE
+        if name in options.model_fields_set
+        and (given := getattr(options, name)) is not None
+        and given != there[name]
+    ]
+    for name in other:
+        if name in options._typed:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: {options.base} has "
+                f"{there[name]}, and a model to go on from keeps its shape; leave the option out"
+            )
+    if not other:
+        return []
+    shape = ", ".join(f"{name} {there[name]} (not {getattr(options, name)})" for name in other)
+    return [f"{options.base} keeps its shape, whatever the recipe says: {shape}"]
 
 
 def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) -> EncoderConfig:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from filbert.train.options import RunOptions
 
@@ -24,6 +24,10 @@ def seconds_of(text: str) -> float:
 
 class PretrainOptions(RunOptions):
     """What to read, what to build or to go on from, what to learn, for how long."""
+
+    # one that is typed replaces the other of a recipe
+    EITHER: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "budget"),)
+    _typed: frozenset[str] = PrivateAttr(frozenset())  # the names of what was typed
 
     # what to learn from
     data: str = Field(description="Shards that `filbert prepare` wrote")
@@ -78,7 +82,9 @@ class PretrainOptions(RunOptions):
     warmup: float = Field(0.01, ge=0, lt=1, description="Share of steps that warm up")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the running squared gradients")
     eps: float = Field(1e-6, gt=0, lt=1, description="Added to their root")
-    spike: float = Field(2.0, ge=0, description="Skip a step whose loss exceeds the mean by this")
+    spike: float = Field(
+        2.0, ge=0, description="Skip a step whose loss exceeds the mean by this (0: off)"
+    )
     max_skipped: int = Field(20, ge=0, description="Stop after so many skipped steps")
 
     # evaluation
@@ -95,12 +101,16 @@ class PretrainOptions(RunOptions):
     @field_validator("mix", mode="before")
     @classmethod
     def _mix(cls, value: object) -> object:
-        """`reviews=2,news=0.5`, as it is typed, or a table of a recipe."""
+        """`reviews=2,news=0.5`, as it is typed, or a table of a recipe. The last `=` counts: a
+        source may have one in its name. One with a comma can stand in the table alone."""
         if not isinstance(value, str):
             return value
-        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        pairs = [part.rpartition("=") for part in value.split(",") if part.strip()]
         if any(not equals for _, equals, _ in pairs):
-            raise ValueError(f"{value!r}: write it as source=passes,source=passes")
+            raise ValueError(
+                "write it as source=passes,source=passes; a source with a comma in its name goes "
+                'into a recipe: mix = {"a, b" = 2}'
+            )
         return {name.strip(): passes for name, _, passes in pairs}
 
     @field_validator("mix")
@@ -121,6 +131,11 @@ class PretrainOptions(RunOptions):
     def _whole(self) -> PretrainOptions:
         if (self.steps is None) == (self.budget is None):
             raise ValueError("give either steps or budget (a time such as 45m)")
+        if self.batch_start is not None and self.batch_start > self.batch_size:
+            raise ValueError(
+                f"batch_start {self.batch_start} is more than batch_size {self.batch_size}, to "
+                "which it grows; give a smaller one"
+            )
         longest = max(self.max_length, self.last_length or 0)
         if self.base is None and longest > self.max_position_embeddings:
             raise ValueError(

@@ -59,9 +59,11 @@ def sampler_of(
     names = shards.manifest.sources
     unknown = [name for name in options.mix if name not in names]
     if unknown:
+        named = [name for name in names if name]
+        there = f"there are {', '.join(map(repr, named))}" if named else "their corpus named none"
         raise UsageError(
-            f"--mix: the shards have no source {unknown[0]!r}; there are "
-            f"{', '.join(map(repr, names))}.{did_you_mean(unknown[0], names)}"
+            f"--mix: the shards have no source {unknown[0]!r}; {there}."
+            f"{did_you_mean(unknown[0], named)}"
         )
     weights = np.array([options.mix.get(name, 1.0) for name in names])
     parts = shards.split(split)
@@ -73,6 +75,7 @@ def sampler_of(
         max_length=length, objective=options.objective, short_prob=options.short_prob,
         seed=options.seed + phase if split == "train" else 0,
         weights=weights if options.mix and split == "train" else None,
+        vocab_size=max(tokenizer.get_vocab().values()) + 1, origin=str(shards.folder),
     )  # fmt: skip
 
 

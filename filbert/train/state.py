@@ -73,12 +73,19 @@ def read(folder: Path) -> Checkpoint:
 
 
 def newest(run: Path, *, warn: Any) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; a broken one is told through `warn` and passed over."""
-    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+    """The newest whole checkpoint of a run, None if it has none yet; a broken one is told through
+    `warn` and passed over. Raises `FilbertError` where every one is broken."""
+    folders = sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    for number, folder in enumerate(folders):
         try:
             return read(folder)
         except FilbertError as error:
-            warn(f"{error}; going back to the one before")
+            last = number == len(folders) - 1
+            warn(str(error) if last else f"{error}; going back to the one before")
+    if folders:
+        raise FilbertError(
+            f"no whole checkpoint is left in {run / 'checkpoints'}; start again with --overwrite"
+        )
     return None
 
 

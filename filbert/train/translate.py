@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from filbert.bundle import Manifest
+from filbert.bundle import Manifest, fit_tokenizer
 from filbert.data.packing import Ids, plan_once
 from filbert.data.pairs import Pairs, split_pairs
 from filbert.errors import UsageError
@@ -74,6 +74,11 @@ def read_data(options: TranslateOptions) -> Data:
     task.check_metric(options.metric, options.task)
     if options.layer_decay != 1.0:
         raise UsageError("--layer-decay counts the layers of one encoder; leave it at 1 here")
+    if options.min_tokens > options.max_target:
+        raise UsageError(
+            f"--min-tokens {options.min_tokens} is more than --max-target {options.max_target}, "
+            "the longest text that is learned"
+        )
     train = task.read(options.data, options.target_data, options)
     if options.limit is not None:
         train = train.select(list(range(min(options.limit, len(train)))))
@@ -166,7 +171,7 @@ def build(options: TranslateOptions, data: Data, machine: Machine) -> Job:
             ("source", base.tokenizer, part.sources, source, base.max_length),
             ("target", writer, part.targets, target, most),
         ):
-            if count := task.cut_off(tokenizer, texts, encoded, limit):
+            if count := len(task.cut_off(tokenizer, texts, encoded, limit)):
                 lines.append(f"{part.path}: {count:,} {name}s are cut off at {limit} tokens")
     lines.append(
         f"decoder {options.decoder}: {model.config.decoder.num_hidden_layers} layers, "
@@ -247,6 +252,7 @@ def build(options: TranslateOptions, data: Data, machine: Machine) -> Job:
 
     def write_extra(folder: Path) -> None:
         if writer is not base.tokenizer:
+            fit_tokenizer(writer, model.config.decoder)
             writer.save_pretrained(folder / TARGET_TOKENIZER)
 
     return Job(

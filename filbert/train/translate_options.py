@@ -34,7 +34,7 @@ class TranslateOptions(TuneOptions):
     target_test: str | None = Field(None, description="Targets of --test, line by line")
     source_column: str | None = Field(None, description="Column of the source (guessed if plain)")
     target_column: str | None = Field(None, description="Column of the target (guessed if plain)")
-    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = Field(
+    format: Literal["csv", "tsv", "jsonl", "parquet", "text"] | None = Field(
         None, description="File format (otherwise from the name)"
     )
     header: bool | None = Field(None, description="First row holds the column names")
@@ -64,7 +64,7 @@ class TranslateOptions(TuneOptions):
     eval_rows: int = Field(
         1000, ge=0, description="Dev rows that an evaluation writes greedily (0: all)"
     )
-    beams: int = Field(4, gt=0, le=1000, description="Beams of the last scoring, and of the bundle")
+    beams: int = Field(4, gt=0, le=64, description="Beams of the last scoring, and of the bundle")
     length_penalty: float = Field(1.0, ge=-10, le=10, description="Power of the length")
     no_repeat_ngram: int = Field(0, ge=0, le=100, description="No n-gram twice (0: off)")
     min_tokens: int = Field(0, ge=0, description="Shortest text to write")

@@ -44,7 +44,7 @@ from filbert.train import folder, loop, state
 from filbert.train.optim import make_optimizer, unused_row_factor
 from filbert.train.options import TuneOptions
 from filbert.train.plan import Plan
-from filbert.train.report import write_report
+from filbert.train.report import REPORT_FILE, write_report
 from filbert.train.track import Tracker
 from filbert.train.trim import TrimmedEmbedding
 
@@ -288,6 +288,8 @@ def numbers(scores: dict[str, Any]) -> dict[str, float | None]:
 def finished(out: Path) -> TrainResult:
     """The result of a run whose bundle is there already."""
     manifest = read_manifest(out)
+    if not (out / REPORT_FILE).is_file():  # killed just before its end
+        write_report(out)
     origin = manifest.provenance
     note = f"{out} is finished already; nothing was left to do"
     return TrainResult(

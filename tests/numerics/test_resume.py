@@ -172,10 +172,44 @@ def test_broken_checkpoint_falls_back_loudly(
     content[len(content) // 2] ^= 1  # one flipped bit
     weights.write_bytes(content)
     train(**{**values, "resume": True})
-    assert "does not match its checksum" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "does not match its checksum; going back to the one before" in told
     train(**{**values, "out": str(place / "whole")})
     a, b = (place / run / "model.safetensors" for run in ("broken", "whole"))
     assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_again_by_itself(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = options(place, "lost", epochs=1.0)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        crash_at(patch, 6)
+        train(**values)
+    folders = sorted((place / "lost" / "checkpoints").glob("step-*"))
+    assert len(folders) == 2
+    for folder in folders:
+        (folder / "state.safetensors").write_bytes(b"")
+    before = sorted((place / "lost").rglob("*"))
+    with pytest.raises(FilbertError, match=r"no whole checkpoint is left .* --overwrite") as error:
+        train(**{**values, "resume": True})
+    assert error.value.exit_code == 1
+    assert capsys.readouterr().err.count("going back to the one before") == 1  # not of the last
+    assert sorted((place / "lost").rglob("*")) == before
+    train(**{**values, "overwrite": True})
+
+
+def test_a_report_that_a_kill_prevented_is_written_later(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = options(place, "unreported", epochs=0.1)
+    monkeypatch.setattr("filbert.train.tune.write_report", lambda out: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        train(**values)
+    monkeypatch.undo()
+    assert not (place / "unreported" / "report.html").exists()
+    train(**{**values, "resume": True})
+    assert (place / "unreported" / "report.html").is_file()
 
 
 def test_full_disk_keeps_the_checkpoint_before(
@@ -290,5 +324,6 @@ def test_nan_stops_with_the_rows(
     from filbert.model.weights import write_weights
 
     write_weights(weights, base)
-    with pytest.raises(FilbertError, match=r"nan at step \d+; the batch held: .*train\.csv:\d+"):
-        train(**options(place, "x", base=str(base), out=str(tmp_path / "out")))
+    told = r"nan at step \d+; the batch held: .*train\.csv:\d+.*There is no checkpoint yet"
+    with pytest.raises(FilbertError, match=told):
+        train(**options(place, "x", base=str(base), out=str(tmp_path / "out"), save_every=100_000))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from filbert.bundle import Manifest, save_bundle
+from filbert.cli import main
 from filbert.data.documents import passages, read_documents, terms
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.answer import Answerer, read_context
@@ -204,6 +208,7 @@ def folder(tmp_path: Path) -> Path:
     (root / "latin.txt").write_bytes("é".encode("latin-1"))
     (root / "picture.png").write_bytes(b"\x89PNG")
     (root / "empty.txt").write_text("\n")
+    (root / "marks.txt").write_text("... !\n")
     (root / ".hidden.txt").write_text("the film was awful")
     return root
 
@@ -212,7 +217,10 @@ def test_documents_are_cut_and_found(folder: Path) -> None:
     pytest.importorskip("bm25s")
     library = read_documents(folder)
     assert library.names == ["film.md", "sub/food.txt", "中文.txt"]
-    assert "left out 3 files" in library.notes[0] and "binary.txt holds NUL" in library.notes[0]
+    assert "left out 4 files" in library.notes[0] and "binary.txt holds NUL" in library.notes[0]
+    assert (
+        "empty.txt is empty" in library.notes[0] and "marks.txt holds no words" in library.notes[0]
+    )
     assert "1 files are not of the kinds" in library.notes[1]
     whole = "".join(library.text(i) for i in range(len(library)) if library.file(i) == "film.md")
     assert whole.strip() == library.texts[0].strip() and len(library) > 4
@@ -261,7 +269,7 @@ def test_a_folder_is_asked(
     shown = capsys.readouterr()
     assert line(found[0]).split("\t")[:2] == shown.out.splitlines()[1].split("\t")[:2]
     assert shown.out.splitlines()[2:] == ["zebra ?", "(no answer in these documents)"]
-    assert "left out 3 files" in shown.err
+    assert "left out 4 files" in shown.err
     ask(options, True)
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first["answers"][0]["answer"] == "superb"
@@ -282,3 +290,129 @@ def test_sentence_vectors_put_passages_in_order(answerer: Answerer, folder: Path
     asker = Asker(answerer, library, embedder=Vectors(), passages=1)  # type: ignore[arg-type]
     (number,) = asker.find("the book was a hotel ?")
     assert "superb" in library.text(number)
+
+
+# --- what people type -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def always(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with drawn weights that was trained without unanswerable questions."""
+    torch.manual_seed(0)
+    return save_bundle(
+        tmp_path_factory.mktemp("always"), model=BertForQuestionAnswering(tiny_config()).eval(),
+        tokenizer=BertTokenizer(VOCABULARY),
+        manifest=Manifest(task="answer", pair=True, max_length=40, stride=8),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ((None,), r"questions: expected .*list of pairs \(question, context\), got None"),
+        ((3,), "questions: expected .* got int 3"),
+        ((b"Who?",), "questions: expected .* got bytes"),
+        (({"q": "Who?"},), "expected the keys question and context, got q"),
+        (([3],), r"item 0: expected a pair \(question, context\), got int 3"),
+        ((["Who?", "When?"],), r"item 0: expected a pair \(question, context\), got str"),
+        ((["Who?"], 3), "contexts: expected .* got int 3"),
+        (("Who?", 3), "item 0: context: expected a text"),
+        (("Who?",), "item 0: context: expected a text .* None"),
+    ],
+)
+def test_calls_that_are_no_question(always: Path, call: Any, message: str) -> None:
+    with pytest.raises(FilbertError, match=message):
+        load(always, device="cpu", precision="float32")(*call)
+
+
+def test_questions_by_name(always: Path) -> None:
+    answer = load(always, device="cpu", precision="float32")
+    one = answer("who ?", "the river bank")
+    assert answer(question="who ?", context="the river bank") == one
+    assert answer("who ?", context="the river bank") == one
+    assert answer({"question": "who ?", "context": "the river bank"}) == one
+    assert answer(("who ?", "the river bank")) == one
+    with pytest.raises(FilbertError, match="question is given twice"):
+        answer("who ?", question="who ?", context="the bank")
+
+
+def test_a_model_that_always_answers_needs_something_to_answer_with(
+    always: Path, answerer: Answerer
+) -> None:
+    answer = load(always, device="cpu", precision="float32")
+    with pytest.raises(FilbertError, match=r"item 1: the context .* nothing that can be read"):
+        answer([("who ?", "..."), ("who ?", "\u200b\u200b")])
+    assert answerer("was the film good ?", "\u200b\u200b")["answer"] == ""  # it may stay silent
+
+
+def typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str,
+    stdin: bytes = b"",
+) -> tuple[int, list[str], str]:  # fmt: skip
+    """Exit code, lines and messages of `filbert ...`."""
+    pipe = SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    with pytest.raises(SystemExit) as left:
+        main(list(words))
+    shown = capsys.readouterr()
+    return int(left.value.code or 0), shown.out.splitlines(), shown.err
+
+
+def test_a_line_that_cannot_be_read_is_answered_in_its_place(
+    always: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    context = tmp_path / "a.txt"
+    context.write_text("the river bank")
+    asked = ("predict", str(always), "--context", str(context), "--device", "cpu")
+    code, lines, told = typed(capsys, monkeypatch, *asked, "--json", stdin=b"who ?\n\nhow ?\n")
+    assert code == 0 and len(lines) == 3
+    answers = [json.loads(line) for line in lines]
+    assert answers[1] == {"error": "standard input, line 2: the question is empty"}
+    assert [bool(a.get("answer")) for a in answers] == [True, False, True]
+    assert (
+        told == "1 line has no answer but an error. standard input, line 2: the question is empty\n"
+    )
+    code, lines, _ = typed(capsys, monkeypatch, *asked, stdin=b"who ?\n\n")
+    assert code == 0 and lines[1] == "error: standard input, line 2: the question is empty"
+    code, lines, told = typed(capsys, monkeypatch, *asked, stdin=b"\n")
+    assert code == 1 and "standard input, line 1: the question is empty" in told
+    code, lines, told = typed(capsys, monkeypatch, *asked, "--strict", stdin=b"who ?\n\n")
+    assert code == 1 and len(lines) == 1 and "line 2: the question is empty" in told
+    code, lines, told = typed(
+        capsys, monkeypatch, "predict", str(always), stdin=b"who ?\tthe bank\n\nwho ?\tthe sea\n"
+    )
+    assert code == 0 and "line 2: this model compares two texts" in lines[1] and len(lines) == 3
+
+
+def test_a_question_needs_a_text(
+    always: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, told = typed(capsys, monkeypatch, "predict", str(always), "Who?")
+    assert code == 2 and "--context" in told and "--pair" in told
+    for top in ("0", "-1", "1001"):
+        asked = ("predict", str(always), "Who?", "--pair", "the bank", "--top", top)
+        code, _, told = typed(capsys, monkeypatch, *asked)
+        assert code == 2 and told == f"error: --top must be from 1 to 1,000, got {top}\n"
+
+
+def test_a_file_of_questions(
+    always: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rows = tmp_path / "a.jsonl"
+    rows.write_text(json.dumps({"id": 1, "context": "the river bank", "question": "who ?"}))
+    table = tmp_path / "a.csv"
+    table.write_text("question,context\nwho ?,the river bank\n")
+    wanted = load(always, device="cpu", precision="float32")("who ?", "the river bank")
+    for path in (rows, table):
+        asked = ("predict", str(always), "--file", str(path), "--device", "cpu")
+        code, lines, _ = typed(capsys, monkeypatch, *asked, "--precision", "float32")
+        assert code == 0
+        assert json.loads(lines[0]) == {"row": 1, **wanted}
+    for name, content in (("b.csv", "text,label\na,b\n"), ("b.txt", "who ?\n")):
+        path = tmp_path / name
+        path.write_text(content)
+        code, lines, told = typed(capsys, monkeypatch, "predict", str(always), "--file", str(path))
+        assert code == 2 and not lines
+        assert "--text-column" in told and "--pair-column" in told

@@ -178,7 +178,7 @@ def test_plain_options_reach_training(trained: list[ClassifyOptions]) -> None:
     ("words", "told"),
     [
         ("--data a --out o", "'base' is required (--base)"),
-        ("--data a --base b --out o --epochs -1", "'epochs' = -1.0"),
+        ("--data a --base b --out o --epochs -1", "--epochs -1.0"),
         ("--data a --base b --out o --schedule round", "'linear', 'cosine', 'constant' or 'wsd'"),
         ("--recipe nowhere.toml", "no recipe at nowhere.toml"),
         ("--data a --base b --out o --learning-rate 3", "--learning-rate"),

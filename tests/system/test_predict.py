@@ -26,11 +26,13 @@ import pytest
 import torch
 
 from filbert.bundle import open_bundle
+from filbert.cli_predict import predict
 from filbert.errors import FilbertError, UsageError
 from filbert.infer import predict_file as files
 from filbert.infer.evaluate import evaluate, evaluation_table
 from filbert.infer.predict import Classifier, answer_text, load, windows
 from filbert.infer.predict_file import predict_file
+from filbert.infer.predict_options import PredictOptions
 from filbert.model.bert import BertModel
 from tests.tiny_bundle import tiny_bundle, tiny_encoder
 
@@ -506,7 +508,7 @@ def test_evaluation_by_hand(bundle: Path, tmp_path: Path) -> None:
 def test_an_unknown_label_is_named(bundle: Path, tmp_path: Path) -> None:
     data = tmp_path / "test.csv"
     data.write_text("label,text\nham,a\nspan,b\nspam,c\n", "utf-8")
-    with pytest.raises(FilbertError, match=r"'span'.*ham, spam.*Did you mean 'spam'"):
+    with pytest.raises(FilbertError, match=r"test\.csv: .*'span' in row 2\. Did you mean 'spam'"):
         evaluate(bundle, data)
 
 
@@ -621,3 +623,14 @@ def test_wrong_arguments_of_calls_are_told(classifier: Classifier) -> None:
             list(classifier.stream(wrong))
     with pytest.raises(UsageError, match="top_k must be at least 1"):
         classifier("a", top_k=cast(Any, "x"))
+
+
+def test_one_text_or_two(tmp_path: Path) -> None:
+    pairs, single = tiny_bundle(tmp_path / "pairs", pair=True), tiny_bundle(tmp_path / "single")
+    for bundle, values, message in (
+        (pairs, {"texts": ["only one"]}, "compares two texts; give the second one with --pair"),
+        (single, {"texts": ["a"], "pair": "x"}, "--pair: this model takes one text"),
+        (single, {"texts": ["a"], "context": "x"}, "--context: this model takes one text"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            predict(PredictOptions(bundle=str(bundle), **values), False)

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from filbert import bundle, load
+from filbert import load
+from filbert.cli_predict import predict
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.evaluate import evaluate
+from filbert.infer.inspect import inspect_text
+from filbert.infer.predict_options import PredictOptions
 from filbert.infer.tag import Tagger
 from filbert.model.bert import BertConfig, BertForPreTraining
 from filbert.model.crf import BertCrfForTokenClassification
@@ -186,8 +190,7 @@ def test_spans_as_training_data_and_holdout(base: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_crf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bundle.ARCHITECTURES, "BertCrfForTokenClassification", (("tag",), "crf"))
+def test_a_crf(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = train_tag(options(base, tmp_path, crf=True), quiet=True)
     assert result.scores["f1"] is not None
     assert result.scores["f1"] > 0.9
@@ -195,6 +198,15 @@ def test_a_crf(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(tag.model, BertCrfForTokenClassification)
     assert tag.model.head.transitions.abs().max() > 0.01  # it has learned something
     assert spans(tag("in ann lee saw rome."))[0] == (3, 10, "ann lee", "PER")
+    # the folder as the verbs find it
+    predict(PredictOptions(bundle=str(result.out), texts=["in ann lee saw rome."]), True)
+    shown = json.loads(capsys.readouterr().out)
+    assert spans(shown) == spans(tag("in ann lee saw rome."))
+    record = evaluate(result.out, tmp_path / "dev.conll", precision="float32", device="cpu")
+    assert record["scores"]["f1"] == pytest.approx(result.scores["f1"])
+    found = inspect_text(result.out, "in ann lee saw rome.")
+    assert found.kind == "tag" and found.stations[-1].name == "head"
+    assert found.parameters == sum(p.numel() for p in tag.model.parameters())
 
 
 def test_plain_labels_for_each_word(base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from filbert.cli_verbs import parse
+from filbert.data.prepare_options import PrepareOptions
 from filbert.errors import UsageError
 from filbert.train.options import ClassifyOptions, TuneOptions, parse_options, read_recipe
 from filbert.train.pretrain_options import PretrainOptions
@@ -200,3 +202,77 @@ def test_finetune_pairs_its_ratios_within_a_seed_and_rotates_the_arms() -> None:
     assert summary["ratios"]["trainer-bf16"]["process_seconds"] == [2.0, 10 / 6]
     assert summary["arms"]["filbert"]["train_seconds"] == 3.0
     assert "| trainer-bf16 | **2.50x** (3.00, 2.00) | 1.83x | 2x |" in finetune.tables(summary)
+
+
+# --- recipe and command line together ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=PRETRAIN_NAMES)
+def test_a_typed_length_replaces_that_of_the_recipe(path: Path) -> None:
+    """runs/cpu.sh gives --budget with every recipe."""
+    for name, value, other in (("budget", "60m", "steps"), ("steps", 5, "budget")):
+        typed = {"data": "s", "out": "o", name: value}
+        options = parse(typed, str(path), PretrainOptions, verb="pretrain")
+        assert (getattr(options, name), getattr(options, other)) == (value, None)
+
+
+def told(typed: dict[str, object], recipe: Path | None, kind: type = PretrainOptions) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(typed, None if recipe is None else str(recipe), kind, verb="verb")
+    return str(caught.value)
+
+
+def test_both_lengths_in_one_place_stay_an_error(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('budget = "5m"\nsteps = 5\n')
+    paths = {"data": "s", "out": "o"}
+    assert told(paths, recipe).startswith(f"{recipe}: give either steps or budget")
+    recipe.write_text("steps = 5\n")
+    message = told({**paths, "steps": 5, "budget": "5m"}, recipe)
+    assert message.startswith("--budget, --steps: give either")
+
+
+def test_a_typed_value_is_not_blamed_on_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('data = "s"\nout = "o"\nsteps = 5\nclip = -3.0\n')
+    message = told({"lr": -1.0, "mix": "a:2"}, recipe)
+    assert message.startswith("--lr -1.0: Input should be greater than 0; ")
+    assert f"; {recipe}: 'clip' = -3.0: " in message
+    assert "; --mix a:2: write it as source=passes" in message
+    with pytest.raises(UsageError, match=r"^prepare: 'corpus' is required \(CORPUS, without"):
+        parse(
+            {"vocab": "v", "out": "o"}, None, PrepareOptions, verb="prepare", arguments=("corpus",)
+        )
+    assert told({}, None).count("verb: ") == 1  # the source is named once
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("steps = true", "'steps' = True: a number was expected"),
+        ('lr = "1e-3"', "'lr' = '1e-3': a number was expected, without quotation marks"),
+        ('resume = "yes"', "'resume' = 'yes': true or false was expected, without"),
+        ("resume = 1", "'resume' = 1: true or false was expected"),
+    ],
+)
+def test_types_of_a_recipe_are_not_converted(tmp_path: Path, line: str, message: str) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'data = "s"\nout = "o"\n{line}\n')
+    assert message in told({}, recipe)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_bytes(b"\xef\xbb\xbfsteps = 3\r\nlr = 0.1\r\n")
+    assert read_recipe(recipe) == {"steps": 3, "lr": 0.1}
+
+
+def test_batches_do_not_begin_larger_than_they_become() -> None:
+    message = told({"data": "s", "out": "o", "steps": 5, "batch_start": 300}, None)
+    assert "batch_start 300 is more than batch_size 256" in message
+
+
+def test_a_source_with_an_equals_sign_can_be_mixed() -> None:
+    typed = {"data": "s", "out": "o", "steps": 5, "mix": "a=b=2,c=0.5"}
+    options = parse(typed, None, PretrainOptions, verb="pretrain")
+    assert options.mix == {"a=b": 2.0, "c": 0.5}

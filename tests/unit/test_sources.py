@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -283,6 +284,11 @@ def test_models_that_come_with_filbert(name: str, monkeypatch: pytest.MonkeyPatc
     assert folder.name == name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 25_000_000
     bundle = open_bundle(name)
+    places = bundle.model.config.max_position_embeddings
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    assert tokenizer["model_max_length"] == places  # so that truncation fits the model
+    long = bundle.tokenizer("a " * 600, truncation=True, return_tensors="pt")
+    assert bundle.model(**long).logits.shape[1] == places
     blanks = {
         "filbert-mini-en": ("the united [MASK] of america", "states"),
         "filbert-mini-zh": ("他是一[MASK]著名的作家。", "位"),

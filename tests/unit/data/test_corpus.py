@@ -178,6 +178,20 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert "leave --text-column out" in failure(write(tmp_path / "a.txt", "x"), text_column="body")
 
 
+def test_sources_that_are_no_strings(tmp_path: Path) -> None:
+    """Numbers and booleans by their JSON text, null and nothing as none, other types refused; a
+    name stands in one line; the column can be turned off."""
+    rows: list[object] = [7, 1.5, True, None, " a\nb\x1b[31m\u200b c\t", "x=1, y"]
+    lines = [json.dumps({"text": "a", "source": value}) for value in rows]
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    found = [document.source for document in read_documents(path)]
+    assert found == ["7", "1.5", "true", "", "a b[31m c", "x=1, y"]
+    path = write(tmp_path / "b.jsonl", '{"text": "a", "source": {"name": "x"}}')
+    assert "--source-column none" in failure(path)
+    for off in ("", "none"):
+        assert [document.source for document in read_documents(path, source_column=off)] == [""]
+
+
 def test_parquet_reads_the_columns_that_are_wanted(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     rows = 300
@@ -196,7 +210,7 @@ def test_parquet_reads_the_columns_that_are_wanted(tmp_path: Path) -> None:
     [
         (b'{"text": 3}', "row 2: 'text' is int ('3')"),
         (b'{"text": ["a"]}', "row 2: 'text' is list"),
-        (b'{"text": "a", "source": 1}', "row 2: 'source' is int"),
+        (b'{"text": "a", "source": [1]}', "row 2: 'source' is list"),
         (b'{"txet": "a"}', "row 2: no column 'text'; there are 'txet'"),
         (b'{"text": "a"', "line 2: no JSON"),
         (b'{"text": "\\ud800"}', "line 2: half of a surrogate pair"),
@@ -230,6 +244,12 @@ def test_broken_compressed_data_is_told(tmp_path: Path, suffix: str) -> None:
         message = failure(write(tmp_path / f"{name}.txt{suffix}", content))
         assert "broken or cut short" in message
         assert f"{name}.txt{suffix}" in message
+
+
+def test_broken_parquet_is_told_without_an_option_that_is_not_there(tmp_path: Path) -> None:
+    message = failure(write(tmp_path / "a.parquet", b"PAR1 no such format"))
+    assert "cannot be read as Parquet" in message
+    assert "--format" not in message
 
 
 def test_a_compressed_file_under_a_plain_name(tmp_path: Path) -> None:

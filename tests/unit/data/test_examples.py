@@ -513,3 +513,30 @@ def test_infinite_numbers_are_no_classes(tmp_path: Path, large: str) -> None:
     assert len(set(read_examples(path, problem_type=SINGLE).labels or [])) == 4
     names = write(tmp_path / "b.csv", "text,label\na,inf\nb,1\nc,word\n")
     assert read_examples(names).labels == ["inf", "1", "word"]
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("id", "context", "question", "answer"), ("question", "context")),
+        (("question", "answer", "label"), ("question", "answer")),
+        (("document", "query"), ("query", "document")),
+        (("anchor", "positive", "negative"), ("anchor", "positive")),
+        (("sent0", "sent1", "hard_neg"), ("sent0", "sent1")),
+        (("prompt", "response"), ("prompt", "response")),
+    ],
+)
+def test_more_names_of_pairs(
+    tmp_path: Path, names: tuple[str, ...], columns: tuple[str, str]
+) -> None:
+    path = write(tmp_path / "a.csv", ",".join(names) + "\n" + ",".join(f"a {n}" for n in names))
+    (found,) = stream_texts(path, need_pair=True)
+    assert found[1:] == tuple(f"a {name}" for name in columns)
+    alone = write(tmp_path / "b.csv", "text,other\na,b\n")
+    with pytest.raises(UsageError, match=r"--text-column\), where is the other.*--pair-column"):
+        stream_texts(alone, need_pair=True)
+
+
+def test_similarity_is_a_label(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "sentence1,sentence2,similarity\na,b,0.5\nc,d,1.5\n")
+    assert read_examples(path).labels == [0.5, 1.5]

@@ -375,3 +375,29 @@ def test_the_report_names_no_folder(tmp_path: Path) -> None:
     report = learn(corpus(tmp_path), tmp_path / "v").report
     assert report["corpus"] == ["corpus.jsonl"]
     assert str(tmp_path) not in (tmp_path / "v" / "vocab_report.json").read_text("utf-8")
+
+
+# --- what is to blame ----------------------------------------------------------------------------
+
+
+def test_a_small_sample_is_blamed_for_an_empty_one(tmp_path: Path) -> None:
+    told = refusal(corpus(tmp_path), tmp_path / "v", sample=1e-9)
+    assert "--sample 1e-09 took 0 of the 60 documents" in told
+    assert "larger share" in told
+
+
+def test_a_limited_alphabet_is_blamed_for_few_pieces(tmp_path: Path) -> None:
+    path = corpus(tmp_path)
+    (note,) = learn(path, tmp_path / "v", size=500, limit_alphabet=5).report["notes"]
+    assert "than the 5 of --limit-alphabet" in note
+    assert "--min-frequency" not in note
+    (note,) = learn(path, tmp_path / "w", size=500).report["notes"]
+    assert "--min-frequency" in note
+    assert "(--limit-alphabet)" in refusal(path, tmp_path / "x", limit_alphabet=1)
+
+
+def test_a_column_of_sources_is_no_matter(tmp_path: Path) -> None:
+    path = corpus(tmp_path)
+    rows = [json.loads(line) | {"source": {"id": 3}} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert learn(path, tmp_path / "v").report["documents"] == 60

@@ -121,3 +121,20 @@ def test_real_files(shared_data: Path) -> None:
     tatoeba = read_pairs(str(shared_data / "tatoeba" / "cmn.txt"))
     assert len(tatoeba) > 29_000
     assert tatoeba.targets[0] == "嗨。"
+
+
+def test_a_side_that_is_missing_or_there_twice(tmp_path: Path) -> None:
+    text = write(tmp_path / "a.txt", "Hi.\nYes.\n")
+    table = write(tmp_path / "a.tsv", "source\ttarget\nHi.\tHallo.\n")
+    for path, other in ((table, text), (text, table)):
+        with pytest.raises(UsageError, match=r"a\.tsv is a table, which holds both sides"):
+            read_pairs(path, other)
+    with pytest.raises(UsageError, match="is a table"):
+        read_pairs(text, text, format="jsonl")
+    assert len(read_pairs(text, text, format="text")) == 2
+    with pytest.raises(UsageError, match=r"targets are missing: .* with --target-data"):
+        read_pairs(text)
+    with pytest.raises(UsageError, match=r"a\.en: the name is not that of a table.*--target-data"):
+        read_pairs(write(tmp_path / "a.en", "Hi.\n"))
+    with pytest.raises(UsageError, match="the same column, 'source'"):
+        read_pairs(table, source_column="source", target_column="source")

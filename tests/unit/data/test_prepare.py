@@ -108,6 +108,7 @@ def test_small_corpus_by_hand(tmp_path: Path, vocab: Path) -> None:
         "sentences": 5,
         "tokens": 5 + 3 + 1 + 2 + 3,
         "bytes": len("The film was good. A book.\nFood") + len("the show") + len("The film was"),
+        "unknown_tokens": 0,
         "duplicates": 1,
         "near_duplicates": 0,
         "filtered": {"empty": 1, "short": 1},

@@ -139,3 +139,18 @@ def test_real_files(shared_data: Path) -> None:
     assert "200 of 9,657 answers" in dev.notes[0]
     drcd = read_questions(shared_data / "drcd/dev.json.gz", mismatch="refuse")
     assert len(drcd) == 3524 and not drcd.notes
+
+
+def test_an_empty_answer_is_counted_and_told(tmp_path: Path) -> None:
+    content = squad(
+        question("a", "Who?", ("", 0)), question("b", "Who?", (" ", 3), ("Ada", 0)),
+        question("c", "Who?"),
+    )  # fmt: skip
+    path = save(tmp_path / "q.json", content)
+    found = read_questions(path)
+    assert found.answers == [[], [Gold("Ada", 0)], []]
+    (note,) = found.notes
+    assert "2 of 3 answers are empty; a question with no other counts as one that its text" in note
+    assert "question 1 (Ada) (id a)" in note or "(id a)" in note
+    with pytest.raises(FilbertError, match=r"\(id a\): an answer has the text ''"):
+        read_questions(path, mismatch="refuse")

@@ -151,3 +151,9 @@ def test_what_is_a_document() -> None:
     assert document_problem("") is None and document_problem(["a"]) is None
     assert document_problem(None) == "expected a text or a list of sentences, got NoneType"
     assert sentences_of("一。二。") == ["一。", "二。"]
+
+
+def test_text_and_summary_are_two_columns(tmp_path) -> None:
+    file = write(tmp_path / "a.jsonl", {"text": "It rained. We left.", "summary": "Rain."})
+    with pytest.raises(UsageError, match="the same column, 'text'"):
+        read_documents(file, summary_column="text")

@@ -228,6 +228,9 @@ LONG = "a text that is rather longer than a name would be"
         ([["good", "pos"], ["bad", "neg"]], None),
         ([["what is it", "question"], ["go away", "order"], ["who", "question"]], None),
         ([["good", "pos"]], None),
+        ([["anchor", "positive", "negative"], ["a", "b", "c"]], True),
+        ([["sent0", "sent1", "hard_neg"], ["a", "b", "c"]], True),
+        ([["positive", "good film"], ["negative", "bad film"]], None),  # labels
     ],
 )
 def test_has_header(rows: list[list[str]], expected: bool | None) -> None:

@@ -71,8 +71,8 @@ def test_broken_bio_is_mended_and_told_once_with_its_count(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a O\nb\n", r"a\.conll, line 2: 1 columns, but the first line has 2.*Add what is missing"),
-        ("a\tO\nb c O\n", r"line 2: 1 columns, but the first line has 2 \(by tabs\)"),
+        ("a O\nb\n", r"a\.conll, line 2: 1 column, but line 1 has 2.*Add what is missing"),
+        ("a\tO\nb c O\n", r"line 2: 1 column, but line 1 has 2 \(by tabs\)"),
         ("a O\nb c O\n", r"line 2: 3 columns.*blank in a word"),
         ("a\n", r"line 1: 'a' has 1 column; a word and its tag"),
         ("a\tO\nb\t\n", r"line 2: no tag beside 'b'"),
@@ -188,3 +188,30 @@ def test_real_files(shared_data: Path) -> None:
     msra = read_tagged(shared_data / "msra_ner" / "test.txt.gz")
     assert len(msra) == 5000
     assert msra.labels() == {"LOC", "PER", "ORG"}
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["# id 1\n", "# id = 7\n# t = a b\n", "#\n", "-DOCSTART- -X- O\n\n", "-DOCSTART-\n# x y\n"],
+)
+@pytest.mark.parametrize("between", [" ", "\t"])
+def test_comments_before_a_sentence(tmp_path: Path, before: str, between: str) -> None:
+    text = f"{before}Rome{between}B-LOC\n!{between}O\n\n{before}Oslo{between}B-LOC\n"
+    part = read_tagged(file(tmp_path, text))
+    assert part.words == [["Rome", "!"], ["Oslo"]]
+    assert part.tags == [["B-LOC", "O"], ["B-LOC"]]
+
+
+def test_a_mark_may_be_a_word(tmp_path: Path) -> None:
+    part = read_tagged(file(tmp_path, "# O\nRome B-LOC\n\n#1 O\n# O\n"))
+    assert part.words == [["#", "Rome"], ["#1", "#"]]
+    assert read_tagged(file(tmp_path, "# B-X\n#1 O\n")).words == [["#", "#1"]]
+
+
+def test_a_table_is_told_what_a_file_for_tag_looks_like(tmp_path: Path) -> None:
+    wanted = r"table.* a file for tag has lines such as 'word TAG'"
+    with pytest.raises(UsageError, match=wanted):
+        read_tagged(file(tmp_path, "text,label\nfine,1\n", "rows.csv"))
+    with pytest.raises(FilbertError, match=wanted):
+        read_tagged(file(tmp_path, "sentence\tlabel\na fine film\t1\n", "rows.tsv"))
+    assert read_tagged(file(tmp_path, "a O\n", "b.csv"), format="conll").words == [["a"]]

@@ -13,13 +13,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from filbert.bundle import open_bundle
+from filbert.bundle import Manifest, open_bundle, save_bundle
 from filbert.errors import UsageError
 from filbert.infer.attention_picture import heat_map, shade, width, write_picture
 from filbert.infer.inspect import Inspection, inspect_text
 from filbert.infer.inspect_table import cell, show
-from filbert.model.bert import BertForMaskedLM, BertForPreTraining, BertModel
-from tests.tiny_bundle import tiny_bundle, tiny_config, tiny_encoder
+from filbert.model.bert import (
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForTokenClassification,
+    BertModel,
+)
+from filbert.model.sentence_head import BertForExtractiveSummary
+from filbert.model.span_head import BertForQuestionAnswering
+from filbert.text import BertTokenizer
+from tests.tiny_bundle import VOCABULARY, tiny_bundle, tiny_config, tiny_encoder
 
 TEXT = "The bank, 你好!"
 
@@ -167,6 +175,32 @@ def test_next_sentence_of_a_pre_training_model(tmp_path: Path) -> None:
     assert found.prediction is not None
     expected = float(torch.softmax(logits[0], -1)[0])
     assert found.prediction["second_text_follows"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "head"),
+    [
+        ("answer", BertForQuestionAnswering, ("qa_outputs", (8, 2))),
+        ("tag", BertForTokenClassification, ("classifier", (8, 2))),
+        ("summarize", BertForExtractiveSummary, ("classifier", (1,))),
+        ("pretrain", BertForPreTraining, ("cls.seq_relationship", (2,))),
+        ("fill", BertForMaskedLM, ("cls.predictions", (8, len(VOCABULARY)))),
+        ("embed", BertModel, ("pooler", (16,))),
+    ],
+)
+def test_a_bundle_of_any_task(tmp_path: Path, task: Any, kind: Any, head: Any) -> None:
+    model = kind(tiny_config(id2label={0: "O", 1: "B-x"})).eval()
+    labels = ["O", "B-x"] if task == "tag" else []
+    manifest = Manifest(task=task, labels=labels, max_length=40, pair=task == "answer")
+    folder = save_bundle(
+        tmp_path / "b", model=model, tokenizer=BertTokenizer(VOCABULARY), manifest=manifest
+    )
+    found = inspect_text(folder, TEXT)
+    assert len(found.tokens) == 8
+    np.testing.assert_allclose(found.attention.sum(1), 1, atol=1e-5)
+    assert (found.stations[-1].name, found.stations[-1].shape) == head
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert head[0] in printed(found)
 
 
 def test_an_encoder_without_a_pooler_shows_none(tmp_path: Path) -> None:

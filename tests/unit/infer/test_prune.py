@@ -229,3 +229,17 @@ def test_layers_by_a_score_where_less_is_better(place: Path) -> None:
         with only_layers(model, [other for other in range(4) if other != layer]):
             losses[layer] = rows.scores(model)["loss"]
     assert dropped == min(losses, key=lambda layer: losses[layer] or 0.0)
+
+
+def test_an_unknown_label_is_told_with_file_and_row(place: Path) -> None:
+    lines = (place / "rows.tsv").read_text("utf-8").splitlines()
+    cells = lines[2].split("\t")
+    path = place / "unknown.tsv"
+    label = lines[0].split("\t").index("label")
+    cells[label] = "zork"
+    path.write_text("\n".join([lines[0], lines[1], "\t".join(cells)]) + "\n", "utf-8")
+    wanted = r"unknown\.tsv: 1 label.*'zork' in row 2"
+    with pytest.raises(FilbertError, match=wanted):
+        prune(asked(place, "never", layers=3, data=str(path)), quiet=True)
+    with pytest.raises(FilbertError, match=wanted):
+        load(place / "whole", device="cpu", precision="float32").evaluate(path)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from filbert.bundle import Manifest, open_bundle, save_bundle
+from filbert.cli import main
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.embed import Embedder, npy_header, write_vectors
 from filbert.infer.predict import Classifier, load
@@ -185,3 +186,25 @@ def test_what_cannot_rank(tmp_path: Path, embedder: Embedder, texts: Path) -> No
     for values in ({}, {"query": "a"}, {"data": "x", "query": "a", "file": "b"}):
         with pytest.raises(ValidationError):
             RankOptions(bundle="x", **values)
+
+
+def test_rank_refuses_what_search_does(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "pairs", labels=("no", "yes"), pair=True)
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n\n")
+
+    def run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main(["rank", *words])
+        return int(left.value.code or 0), capsys.readouterr().err
+
+    assert run(str(bundle), " ", "--file", str(texts)) == (
+        2, "error: the query is empty; expected a few words or a question\n",
+    )  # fmt: skip
+    code, told = run(str(bundle), "call", "--file", str(blank))
+    assert code == 1 and told == f"error: {blank}: no row has any text\n"
+    code, told = run(str(bundle), "call")  # a sentence, not what a library prints
+    assert code == 2 and "Value error" not in told and "{" not in told
+    assert told.endswith("give a query and --file, or --data to score the model\n")

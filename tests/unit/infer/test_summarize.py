@@ -153,3 +153,14 @@ def test_joining() -> None:
 def test_equal_scores_take_the_earlier_sentence() -> None:
     answer = answer_of("A. B.", ["A.", "B."], np.zeros(2, np.float32), limits=Limits(sentences=1))
     assert answer["sentences"] == [{"text": "A.", "number": 0, "score": 0.5, "start": 0, "end": 2}]
+
+
+def test_documents_in_any_iterable(extractor) -> None:
+    texts = [MIXED, "The river. Call now!"]
+    wanted = extractor(texts)
+    assert extractor(text for text in texts) == wanted
+    assert extractor(np.array(texts)) == wanted
+    assert extractor({texts[1]}) == wanted[1:]
+    for wrong in (3, None, b"a", {"text": "a"}):
+        with pytest.raises(FilbertError, match="expected a text or a list of documents"):
+            extractor(wrong)

@@ -51,3 +51,20 @@ def test_a_line_tells_masks_from_replacements() -> None:
         "hidden": {2: "x", 4: "y", 6: "d"},
     }
     assert line_of(sample) == "  [CLS] a [MASK→x]·##b [y→c] [SEP]\n  [d=] [SEP]"
+
+
+def test_nothing_of_a_corpus_commands_the_terminal() -> None:
+    """Names and tokens of shards that somebody else made: control characters are spelled out."""
+    sample = {
+        "number": 0, "tokens": ["[CLS]", "\x1b[31mred", "[MASK]", "[SEP]"],
+        "joins": [False] * 4, "segments": [0] * 4, "hidden": {2: "a\x07"}, "pair_label": None,
+    }  # fmt: skip
+    found = {
+        "folder": "s", "objective": "none", "vocab_size": 9, "shards": ["train-00000"],
+        "counts": {"documents": 1, "sentences": 1, "tokens": 4},
+        "sources": {"\x1b]0;title\x07\nsecond": 4}, "samples": [sample],
+    }  # fmt: skip
+    shown = as_text(found)
+    assert r"\x1b]0;title\x07\nsecond: 4 tokens" in shown
+    assert r"\x1b[31mred [MASK→a\x07]" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))

@@ -52,5 +52,8 @@ def test_judged_rows_in_any_order_by_hand(tmp_path: Path) -> None:
     with pytest.raises(FilbertError, match="no query has a relevant"):
         rank.score(np.zeros(5), rank.Judged(judged.pairs, np.zeros(5), judged.query, "x"))
     path.write_text("\n".join([*lines, "q3\tf\t-1"]) + "\n")
-    with pytest.raises(FilbertError, match="row 6: a relevance below 0"):
+    with pytest.raises(FilbertError, match="there is none in row 6: '-1'"):
+        rank.read(path)
+    path.write_text("query\tpassage\tlabel\nq1\ta\tgood\nq1\tb\tbad\n")
+    with pytest.raises(FilbertError, match=r"a relevance was expected .* 2 rows \(1, 2\): 'good'"):
         rank.read(path)

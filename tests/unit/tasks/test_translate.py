@@ -169,4 +169,4 @@ def test_texts_that_are_cut_off_are_counted() -> None:
     texts = ["good film", "good good good", "good " * 9]
     encoded = task.encode(tokenizer, texts, max_length=5)
     assert encoded.tokens.tolist() == [4, 5, 5]
-    assert task.cut_off(tokenizer, texts, encoded, 5) == 1
+    assert task.cut_off(tokenizer, texts, encoded, 5).tolist() == [2]

@@ -357,6 +357,28 @@ def test_saved_files(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     assert opened.get_vocab() == tokenizer.get_vocab()
 
 
+def test_no_more_tokens_than_the_model_beside_has_places_for(tmp_path: Path) -> None:
+    folder = write_vocab(tmp_path / "short", [*SPECIAL, *WORDS])
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 512}')
+    assert BertTokenizer.from_pretrained(folder).model_max_length == 512
+    (folder / "config.json").write_text('{"max_position_embeddings": 6}')
+    opened = BertTokenizer.from_pretrained(folder)
+    assert opened.model_max_length == 6
+    assert len(opened("hello " * 20, truncation=True)["input_ids"]) == 6
+    assert BertTokenizer.from_pretrained(folder, model_max_length=9).model_max_length == 9
+    (folder / "config.json").write_text('{"max_position_embeddings": 1000}')
+    assert BertTokenizer.from_pretrained(folder).model_max_length == 512
+
+
+def test_names_that_older_tutorials_have(tokenizer: BertTokenizer) -> None:
+    options: dict[str, Any] = {"padding": "max_length", "max_length": 8, "truncation": True}
+    assert tokenizer.encode_plus("hello", "world", **options) == tokenizer(
+        "hello", "world", **options
+    )
+    many = ["hello", "world hello"]
+    assert tokenizer.batch_encode_plus(many, **options) == tokenizer(many, **options)
+
+
 def test_saving_onto_a_file(tokenizer: BertTokenizer, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x")
     with pytest.raises(FilbertError, match="could not write"):

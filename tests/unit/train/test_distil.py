@@ -160,3 +160,15 @@ def test_other_labels_are_told_before_anything_is_written(place: Path, tmp_path:
     with pytest.raises(UsageError, match="the teacher lacks none"):
         train_classify(asked(place, "nowhere", data=str(path), limit=None), quiet=True)
     assert not (place / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("distil_weight", 0.9), ("distil_temperature", 3.0), ("distil_hidden", 1.0)],
+)
+def test_what_is_learned_from_a_teacher_asks_for_one(
+    place: Path, option: str, value: float
+) -> None:
+    flag = f"--{option.replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"{flag}: a teacher has to be named"):
+        train_classify(asked(place, "none", teacher=None, **{option: value}), quiet=True)

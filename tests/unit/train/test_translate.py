@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import transformers
 
 from filbert.bundle import open_bundle, read_manifest
+from filbert.cli_predict import predict
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.evaluate import evaluate
 from filbert.infer.predict import load, stream
+from filbert.infer.predict_options import PredictOptions
 from filbert.infer.translate import Translator
 from filbert.model.seq2seq import BertForSeq2SeqLM
+from filbert.train.folder import check_folder, is_ours
 from filbert.train.translate import train_translate
 from filbert.train.translate_options import TranslateOptions
 from tests.tiny import WORDS, save_base
@@ -85,6 +92,10 @@ def test_a_translator_learns_and_its_bundle_writes(tmp_path: Path) -> None:
     # scores of a file are those of training, which wrote with the same beams
     record = translate.evaluate(tmp_path / "dev.tsv")
     assert record["scores"]["bleu"] == pytest.approx(result.scores["bleu"])
+    by_verb = evaluate(out, tmp_path / "dev.tsv", beams=1, device="cpu", precision="float32")
+    assert by_verb["scores"] == translate.evaluate(tmp_path / "dev.tsv", beams=1)["scores"]
+    with pytest.raises(UsageError, match=r"--beam: .* no such option\. Did you mean 'beams'"):
+        evaluate(out, tmp_path / "dev.tsv", beam=1)
     with pytest.raises(FilbertError, match=r"item 1: the text is empty"):
         translate(["good", " "])
     with pytest.raises(UsageError, match="no option 'beam'"):
@@ -92,7 +103,11 @@ def test_a_translator_learns_and_its_bundle_writes(tmp_path: Path) -> None:
 
 
 def test_transformers_opens_the_bundle_and_writes_the_same(tmp_path: Path) -> None:
-    train_translate(options(tmp_path, epochs=3), quiet=True)
+    given = options(tmp_path, epochs=3)
+    train_translate(given, quiet=True)
+    # all that a run leaves is its own, and a new one may replace it
+    assert [path.name for path in (tmp_path / "out").iterdir() if not is_ours(path.name)] == []
+    check_folder(tmp_path / "out", given.model_copy(update={"overwrite": True}))
     out, text = tmp_path / "out", "superb film"
     logging.getLogger("transformers").setLevel(logging.ERROR)
     reader = transformers.AutoTokenizer.from_pretrained(out)
@@ -159,3 +174,72 @@ def test_a_folder_of_transformers_answers_with_its_own_tokenizer(tmp_path: Path)
     translate = load(tmp_path / "bert2bert", device="cpu", precision="float32")
     assert translate.model.config.decoder_start_token_id == 2  # [CLS], which no file names
     assert isinstance(translate("good film", max_tokens=5)["text"], str)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A translator that has learned next to nothing."""
+    folder = tmp_path_factory.mktemp("writer")
+    small = {"data": str(pairs(folder / "small.tsv", 60)), "epochs": 1, "max_length": 8}
+    train_translate(options(folder, **small), quiet=True)
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"length_penalty": 1e300}, "length_penalty must be a number from -10 to 10, got 1e"),
+        ({"length_penalty": float("nan")}, "length_penalty must be"),
+        ({"sample": True, "temperature": 1e-300}, "temperature must be a number from 0.001 to"),
+        ({"sample": True, "temperature": 1e300}, "temperature must be a number from 0.001 to"),
+        ({"sample": True, "top_p": 1.5}, "top_p must be"),
+        ({"sample": True, "seed": -1}, "seed must be a whole number from 0"),
+        ({"beams": 100_000}, "beams must be a whole number from 1 to 64, got 100000"),
+        ({"beams": 0}, "beams must be"),
+        ({"beams": 2.5}, "beams must be a whole number"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram must be"),
+        ({"min_tokens": 9, "max_tokens": 4}, "min_tokens must be from 0 to max_tokens, 4, got 9"),
+        ({"min_tokens": 99}, "min_tokens must be from 0 to max_tokens, 12, got 99"),
+        ({"temperature": 0.7}, "temperature is for drawing words at random; say --sample"),
+        ({"top_p": 0.7}, "top-p is for drawing words at random; say --sample"),
+        ({"top_k": 7}, "top-k is for drawing words at random; say --sample"),
+        ({"seed": 7}, "seed is for drawing words at random; say --sample"),
+        ({"sample": True, "beams": 3}, "sampling writes one text, so beams must be 1, got 3"),
+    ],
+)
+def test_searches_that_cannot_be(writer: Path, asked: dict[str, Any], message: str) -> None:
+    translate = load(writer, device="cpu", precision="float32")
+    with pytest.raises(UsageError, match=message):
+        translate("good film", **asked)
+
+
+def test_a_source_that_is_cut_is_told(writer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    translate = load(writer, device="cpu", precision="float32")
+    rows = ["good film", "good " * 20, "good " * 6, "good " * 7]  # the model reads 6 words
+    answers = translate(rows)
+    assert ["cut" in answer for answer in answers] == [False, True, False, True]
+    assert answers[1]["cut"] is True
+    assert translate(rows[1])["text"] == answers[1]["text"]
+    assert caplog.text.count("a text has more than the 8 tokens that the model reads") == 1
+    assert translate.writer.model_max_length == 16  # as many as its decoder has places for
+
+
+def test_an_empty_line_is_answered_in_its_place(
+    writer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = SimpleNamespace(buffer=io.BytesIO(b"good film\n\nbad film\n"), isatty=lambda: False)
+    monkeypatch.setattr("sys.stdin", pipe)
+    predict(PredictOptions(bundle=str(writer)), True)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answers[1] == {
+        "error": "standard input, line 2: the text is empty; there is nothing to write about"
+    }
+    assert "text" in answers[0] and "text" in answers[2] and len(answers) == 3
+
+
+def test_what_a_training_run_refuses_of_its_files_and_limits(tmp_path: Path) -> None:
+    given = options(tmp_path)
+    with pytest.raises(UsageError, match=r"train\.tsv is a table, which holds both sides"):
+        train_translate(given.model_copy(update={"target_data": given.data}), quiet=True)
+    with pytest.raises(UsageError, match="--min-tokens 13 is more than --max-target 12"):
+        train_translate(given.model_copy(update={"min_tokens": 13}), quiet=True)
