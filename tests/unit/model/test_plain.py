@@ -105,7 +105,7 @@ def test_models_without_a_plain_form() -> None:
 
 
 def test_cores_by_name(tmp_path: Any) -> None:
-    with pytest.raises(UsageError, match="unknown core 'onnx'; expected torch, onnxruntime"):
+    with pytest.raises(UsageError, match="unknown core 'onnx'; expected auto, torch, onnxruntime"):
         check_core("onnx")
     with pytest.raises(FilbertError, match=r"has no model.onnx.*--format onnx --out FOLDER"):
         open_runtime("onnxruntime", tmp_path)
