@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class NativeEncoder:
         if not handle:
             raise FilbertError("no memory for the native encoder's weights")
         self._handle: int | None = handle
+        self._turn = threading.Lock()  # nobody frees the weights while another computes with them
         self._free = weakref.finalize(self, lib.filbert_encoder_free, handle)
         # without a factorised embedding the look-up is native as well; the tables stay float32
         self._tables: list[Tensor] = []
@@ -134,8 +136,6 @@ class NativeEncoder:
 
         input_ids, token_type_ids: (tokens,) int64 inside the vocabulary; lengths: (sequences,) that
         sum to tokens. threads: those of torch by default. chunk: tokens computed at once."""
-        if self._handle is None:
-            raise FilbertError("this native encoder is closed")
         size = self.config.hidden_size
         counts = lengths.to(torch.int32).contiguous()
         rows = len(counts) if first_only else len(input_ids)
@@ -146,18 +146,21 @@ class NativeEncoder:
             types = None if token_type_ids is None else token_type_ids.contiguous()
         else:
             hidden = self._embed(input_ids, token_type_ids, lengths)
-        self._check(
-            self._lib.filbert_encoder_run(
+        with self._turn:
+            if self._handle is None:
+                raise FilbertError("this native encoder is closed")
+            code = self._lib.filbert_encoder_run(
                 self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
                 _address(out), int(first_only), threads or torch.get_num_threads(), chunk,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        self._check(code)
         return out
 
     def close(self) -> None:
-        """Free the weights. Further calls raise `FilbertError`."""
-        self._handle = None
-        self._free()
+        """Free the weights, after a call that is under way. Further calls raise `FilbertError`."""
+        with self._turn:
+            self._handle = None
+            self._free()
 
     def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, lengths: Tensor) -> Tensor:
         starts = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
@@ -209,7 +212,12 @@ class _Forward:
     """`BertModel.forward` with the native encoder in it."""
 
     def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
-        self.bert, self.native = bert, native
+        self.bert = bert
+        self._take(native)
+
+    def _take(self, native: NativeEncoder) -> None:
+        """Compute with `native` from now on; the one before goes when its last call has ended."""
+        bert, self.native = self.bert, native
         self._leaves = [module._parameters for module in bert.modules() if module._parameters]
         self.stamp = self._now()
 
@@ -244,8 +252,7 @@ class _Forward:
         check_ids(input_ids, vocab_size=bert.config.vocab_size)
         check_places(predict_at, lengths, others=first_only)
         if self.stamp != self._now():  # somebody changed the weights: copy them again
-            self.native.close()
-            self.__init__(bert, NativeEncoder(bert, self.native.int8))  # type: ignore[misc]
+            self._take(NativeEncoder(bert, self.native.int8))
         hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only)
         hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None

@@ -10,7 +10,6 @@ struct Scratch {
     std::vector<std::unique_ptr<Memory>> attention;  // of each thread: all that one head needs
 };
 
-
 // What a layer is made of, for any rows of a chunk. Knows the shape, holds no weights.
 struct Parts {
     Shape shape;

@@ -113,7 +113,7 @@ def test_int8_does_not_depend_on_threads() -> None:
 
 @needs_native
 def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
-    # no sum depends on what else is in the batch, so not even the last bit differs
+    # up to rounding: an odd number of rows at the end takes sums in another order
     model = encoder(**PLAIN)
     native = NativeEncoder(model)
     lengths = [17, 5, 64, 1, 33]
@@ -241,6 +241,27 @@ def test_closed_it_says_so() -> None:
     native.close()
     with pytest.raises(FilbertError, match="closed"):
         native(**batch([3], 99))
+
+
+@needs_native
+def test_closing_waits_for_who_computes() -> None:
+    native = NativeEncoder(encoder(**PLAIN))
+    given, told = batch([512] * 8, 99), list[str]()
+
+    def ask() -> None:
+        try:
+            while True:
+                native(**given, threads=2)
+        except FilbertError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    native.close()
+    for thread in threads:
+        thread.join()
+    assert told == ["this native encoder is closed"] * 4
 
 
 def test_it_tells_why_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
