@@ -251,12 +251,12 @@ def _columns(
             raise _missing(option, names, source)
     rest = [name for name in names if name not in found.values()]
     last = rest[0] if len(names) == 3 and len(rest) == 1 else None
-    numbers = last is not None and all(_number(row.values.get(last)) is not None for row in head)
+    numbers = last is not None and _mostly_numbers(head, last)
     if "score" not in found and kind in (None, "scored"):
         score = next((lower[n] for n in SCORE if n in lower and lower[n] in rest), None)
         score = last if score is None and numbers else score
         # without being asked for, only a column of numbers is one of scores
-        if score is not None and (kind == "scored" or _all_numbers(head, score)):
+        if score is not None and (kind == "scored" or _mostly_numbers(head, score)):
             found["score"] = score
     if kind == "scored" and "score" not in found:
         raise _missing("score", names, source)
@@ -276,8 +276,9 @@ def _columns(
     return wanted, _note(source, wanted, given)
 
 
-def _all_numbers(head: list[Row], name: str) -> bool:
-    return all(_number(row.values.get(name)) is not None for row in head)
+def _mostly_numbers(head: list[Row], name: str) -> bool:
+    """More numbers than other things: what is none is then a mistake, and told as one."""
+    return 2 * sum(_number(row.values.get(name)) is not None for row in head) > len(head)
 
 
 def _missing(option: str, names: list[str], source: str) -> UsageError:

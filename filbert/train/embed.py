@@ -100,6 +100,8 @@ def read_data(options: EmbedOptions) -> Data:
     data = Data(train, others["dev"], others.get("test"), loss, 1.0)
     if train.scores is not None:
         data.highest = options.highest or highest_of(train)
+        if loss == "cosine":
+            check_scores(train, data.highest)
     names = {"loss", *SCORES.get(data.dev.kind, RETRIEVAL)}
     if options.metric is not None and options.metric not in names:
         raise UsageError(
@@ -129,6 +131,19 @@ def highest_of(data: Sentences) -> float:
         "equal meaning (--highest says otherwise)"
     )
     return usual
+
+
+def check_scores(data: Sentences, highest: float) -> None:
+    """Refuse scores that no cosine can reach."""
+    assert data.scores is not None
+    far = np.flatnonzero(np.abs(data.scores) > highest)
+    if len(far):
+        row = far[0]
+        raise UsageError(
+            f"{data.source}: the score in row {data.numbers[row]} is {data.scores[row]:g}, and "
+            f"{len(far):,} of {len(data):,} rows lie outside -{highest:g} to {highest:g}; a cosine "
+            "cannot learn them. Mend the rows, give --highest, or --loss cosent (order alone)"
+        )
 
 
 def build(options: EmbedOptions, data: Data, machine: Machine) -> Job:

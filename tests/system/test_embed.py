@@ -147,6 +147,14 @@ def test_what_is_refused(
     assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
+def test_scores_that_no_cosine_reaches_are_refused(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "scores.tsv"
+    lines = ["first\tsecond\tscore", "good\tnice\t0.5", "bad\tgood\t-3", "bad\tpoor\t1"]
+    data.write_text("\n".join(lines) + "\n", "utf-8")
+    with pytest.raises(UsageError, match="row 2 is -3, and 1 of 3 rows lie outside -1 to 1"):
+        train(base, data, tmp_path / "run", loss="cosine", dev=str(data))
+
+
 def few(base: Path, data: Path, out: Path, **changes: Any) -> TrainResult:
     values: dict[str, Any] = {
         "data": str(data), "base": str(base), "out": str(out), "lr": 1e-3, "iterations": 8,

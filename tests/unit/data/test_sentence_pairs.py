@@ -117,3 +117,12 @@ def test_select_keeps_what_is_used() -> None:
     part = data.select([1])
     assert part.texts == ["b", "c"] and part.members.tolist() == [[0, 1]]
     assert part.scores is not None and part.scores.tolist() == [2.0] and part.id(0) == "x:2"
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "?", ""])
+def test_a_score_that_is_no_number_is_told_with_its_row(tmp_path: Path, bad: str) -> None:
+    """Also where the column has no name: it is no third text that is not meant."""
+    lines = ["a cat\ta dog\t3.0", f"red\tblue\t{bad}", "one\ttwo\t2"]
+    for name, head in (("bare.tsv", []), ("named.tsv", ["first\tsecond\tscore"])):
+        with pytest.raises(FilbertError, match="no score in row [23]"):
+            read_sentences(write(tmp_path / name, *head, *lines), kind=None)
