@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import importlib.util
+import json
 import re
 import sys
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -26,19 +29,23 @@ PRETRAIN_NAMES = [path.stem for path in PRETRAIN]
 EXPECTED = {
     *("agnews", "banking77", "cola", "mrpc", "rte", "sms-spam", "sst2", "stsb"),
     *("mini-chnsenticorp", "mini-cola", "mini-mrpc", "mini-rte", "mini-sst2", "mini-stsb"),
-    "mini-tnews",
+    *("mini-tnews", "answer-cmrc", "answer-drcd", "answer-squad", "distil-sst2", "embed-simcse"),
+    *("embed-stsb", "few-shot-banking77", "few-shot-sst2", "summarize-scitldr", "tag-msra"),
+    *("tag-wnut17", "translate-multi30k", "translate-tatoeba"),
 }
+# runs of benchmarks/scores.py for comparison, of another task's recipe
+COMPARED = {"distil-sst2-alone", "embed-untouched"}
 BASES = {"all-MiniLM-L6-v2", "filbert-mini-en", "filbert-mini-zh"}
 # recipes of other tasks than classification begin with the task's name
-TASKS = ("answer", "embed", "summarize", "tag", "translate")
+TASKS = ("answer", "embed", "few-shot", "summarize", "tag", "translate")
 
 
 def options_of(path: Path) -> TuneOptions:
     task = next((task for task in TASKS if path.stem.startswith(task + "-")), None)
     kind: type[TuneOptions] = ClassifyOptions
     if task is not None:
-        module = importlib.import_module(f"filbert.train.{task}_options")
-        kind = getattr(module, f"{task.title()}Options")
+        module = importlib.import_module(f"filbert.train.{task.replace('-', '_')}_options")
+        kind = getattr(module, f"{task.title().replace('-', '')}Options")
     return parse_options({**read_recipe(path), "out": "runs/x"}, kind, source=str(path))
 
 
@@ -159,17 +166,49 @@ def load_benchmark(name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:  # they import what stands beside them
+        patch.syspath_prepend(ROOT / "benchmarks")
+        spec.loader.exec_module(module)
     return module
 
 
 def test_scores_covers_every_recipe_with_the_metric_that_picks_its_checkpoint() -> None:
     scores = load_benchmark("scores")
-    assert set(scores.TASKS) == EXPECTED
+    assert set(scores.TASKS) == EXPECTED | COMPARED
+    assert set(NAMES) == EXPECTED
     for name, task in scores.TASKS.items():
-        options = options_of(ROOT / "recipes" / f"{name}.toml")
-        assert task.metrics[0] == options.metric
-        assert task.is_dev == (options.dev is not None)
+        options = options_of(scores.recipe_file(name))
+        assert options.metric in (task.metrics[0], None), name
+        assert not (task.is_dev and options.dev is None), name
+        assert task.scored in ("dev", "test"), name
+
+
+def test_scores_types_commands_that_the_verbs_take(tmp_path: Path) -> None:
+    """The options of each run, over its recipe, are valid ones of the verb."""
+    scores = load_benchmark("scores")
+    for name, task in scores.TASKS.items():
+        path = scores.recipe_file(name)
+        files = {option: tmp_path / file for option, file in task.files.items()}
+        verb = scores.train_verb(task, path, files, seed=1, out=tmp_path / "out")
+        assert verb[:4] == ["train", task.verb, "--recipe", str(path)]
+        typed = dict(zip(verb[4::2], verb[5::2], strict=True))
+        values = {key.removeprefix("--").replace("-", "_"): typed[key] for key in typed}
+        kind = type(options_of(path))
+        options = parse(values, str(path), kind, verb=task.verb)
+        assert (options.seed, options.out) == (1, str(tmp_path / "out"))
+        assert {option: getattr(options, option) for option in files} == {
+            option: str(file) for option, file in files.items()
+        }
+
+
+def test_scores_keeps_runs_of_another_base_apart() -> None:
+    scores = load_benchmark("scores")
+    names = {
+        scores.folder_of("embed-stsb", {"lr": 1}, 0, scores.parse_arguments(typed)).name
+        for typed in ([], ["--random"], ["--base", "a/b"], ["--base", "c", "--random"])
+    }
+    assert len(names) == 4
+    assert all(re.fullmatch(r"embed-stsb(-random)?(-[bc])?-[0-9a-f]{8}-seed0", n) for n in names)
 
 
 def test_scores_tabulates_mean_and_deviation_of_the_seeds() -> None:
@@ -183,6 +222,36 @@ def test_scores_tabulates_mean_and_deviation_of_the_seeds() -> None:
     # by hand: mean 30, sample deviation sqrt((100 + 0 + 100) / 2) = 10
     cells = ["cola", "1,043 dev rows", "mcc x 100", "**30.00**", "10.00", "20.00, 30.00, 40.00"]
     assert row == "| " + " | ".join([*cells, "25.00", "1.5"]) + " |"
+
+
+def test_scores_shows_other_files_of_a_run_and_scores_of_a_hundred() -> None:
+    scores = load_benchmark("scores")
+    run = {"seed": 0, "last_epoch": None, "process_seconds": 60.0, "rows": 1000}
+    both = {"f1": 0.5, "exact_match": 0.25}
+    lines = scores.table(
+        [
+            {**run, "task": "translate-multi30k", "scores": {"bleu": 30.5, "chrf": 50.0}},
+            {**run, "task": "answer-cmrc", "scores": both, "last_epoch": 0.4,
+             "also": {"DRCD test": {"rows": 7, "scores": both}}},
+        ]
+    ).splitlines()  # fmt: skip
+    assert "| answer-cmrc | 1,000 dev rows | f1 % | **50.00** | - | 50.00 | 40.00 | 1.0 |" in lines
+    assert "| answer-cmrc | 7 DRCD test rows | f1 % | **50.00** | - | 50.00 | - | 1.0 |" in lines
+    assert lines[-2].startswith("| translate-multi30k | 1,000 test rows | bleu | **30.50** |")
+
+
+def test_scores_takes_sentences_of_reviews_each_once(tmp_path: Path) -> None:
+    tasks = load_benchmark("score_tasks")
+    text = "".join(f"This is sentence number {i}.<br /><br />No. " for i in range(100))
+    with gzip.open(tmp_path / "r.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(f"{json.dumps({'text': text})}\n" * 2)
+    made = tasks.sentences_of_reviews({"unlabelled": tmp_path / "r.jsonl.gz"}, tmp_path, {})
+    expected = [
+        line for line in (f"This is sentence number {i}." for i in range(100))
+        if zlib.crc32(line.encode()) < 0.35 * 2**32
+    ]  # fmt: skip
+    assert 20 < len(expected) < 50
+    assert made["unlabelled"].read_text(encoding="utf-8").split("\n") == [*expected, ""]
 
 
 def test_finetune_pairs_its_ratios_within_a_seed_and_rotates_the_arms() -> None:
