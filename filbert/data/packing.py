@@ -40,20 +40,19 @@ class Encoded:
 
     def gather(self, examples: Ids) -> Batch:
         """The packed batch of these examples, in this order."""
-        ids, types, lengths, owners = [], [], [], []
-        for place, example in enumerate(examples):
-            first, last = self.example_windows[example], self.example_windows[example + 1]
-            start, stop = self.window_starts[first], self.window_starts[last]
-            ids.append(self.input_ids[start:stop])
-            types.append(self.token_type_ids[start:stop])
-            lengths.append(np.diff(self.window_starts[first : last + 1]))
-            owners.append(np.full(last - first, place))
+        picked = np.asarray(examples)
+        first = self.example_windows[picked]
+        counts = self.example_windows[picked + 1] - first  # (examples,) windows of each
+        windows = runs(first, counts)
+        starts = self.window_starts[windows]
+        lengths = self.window_starts[windows + 1] - starts
+        places = runs(starts, lengths)
         return Batch(
-            input_ids=np.concatenate(ids).astype(np.int64),
-            token_type_ids=np.concatenate(types).astype(np.int64),
-            lengths=np.concatenate(lengths),
-            owners=np.concatenate(owners),
-            examples=np.asarray(examples),
+            input_ids=self.input_ids[places].astype(np.int64),
+            token_type_ids=self.token_type_ids[places].astype(np.int64),
+            lengths=lengths,
+            owners=np.repeat(np.arange(len(picked)), counts),
+            examples=picked,
         )
 
 
@@ -68,6 +67,13 @@ class Batch:
     lengths: Ids
     owners: Ids
     examples: Ids
+
+
+def runs(starts: Ids, lengths: Ids) -> Ids:
+    """starts[i], starts[i] + 1, ... of all runs of these lengths, end to end."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
 def plan_epoch(

@@ -28,7 +28,16 @@ from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
 from filbert.data.sentence_pairs import read_sentences
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.predict import WINDOW, check_rows, not_text, shown, windows
+from filbert.infer.overlap import in_order, workers_for
+from filbert.infer.predict import (
+    WINDOW,
+    check_rows,
+    finite,
+    in_blocks,
+    not_text,
+    shown,
+    windows,
+)
 from filbert.model.bert import BertModel
 from filbert.model.device import for_inference
 from filbert.tasks import embed
@@ -93,29 +102,22 @@ class Embedder:
         width = self.model.config.hidden_size
         if dimensions is not None:
             embed.check_dimensions([dimensions], hidden_size=width)
-        blocks = [np.zeros((0, dimensions or width), np.float32)]
-        assert self.settings.max_length is not None
-        for start in range(0, len(texts), WINDOW):
-            encoded = embed.encode(
-                self.tokenizer,
-                list(texts[start : start + WINDOW]),
-                max_length=self.settings.max_length,
+        longest = self.settings.max_length
+        assert longest is not None
+
+        def block(rows: range) -> Floats:
+            cut = list(texts[rows.start : rows.stop])
+            encoded = embed.encode(self.tokenizer, cut, max_length=longest)
+            found = embed.predict_vectors(
+                self.model,
+                encoded,
+                self.settings,
+                dimensions=dimensions,
+                batch_tokens=self.batch_tokens,
             )
-            blocks.append(
-                embed.predict_vectors(
-                    self.model,
-                    encoded,
-                    self.settings,
-                    dimensions=dimensions,
-                    batch_tokens=self.batch_tokens,
-                )
-            )
-            if not np.isfinite(blocks[-1]).all():
-                raise FilbertError(
-                    f"{self.folder}: the model answers with NaN or infinity, so its weights are "
-                    "damaged. Fetch or copy the model again, or train it anew"
-                )
-        return np.concatenate(blocks)
+            return finite(found, self.folder)
+
+        return in_blocks(block, len(texts), self.model, width=dimensions or width)
 
     def problem(self, row: Any) -> str | None:
         """What is wrong with a row, in words; None for a good one."""
@@ -196,11 +198,15 @@ def write_vectors(
     )
     with atomic_path(target) as temp, open(temp, "wb") as file:
         file.write(npy_header(0, width))
-        for block in windows(rows, WINDOW):
+
+        def vectors_of(block: list[Any]) -> Floats:
             for row, text, _ in block:
                 if problem := embedder.problem(text):
                     raise FilbertError(f"{source}: row {row.number}: {problem}")
-            vectors = embedder.vectors([text for _, text, _ in block], dimensions=dimensions)
+            return embedder.vectors([text for _, text, _ in block], dimensions=dimensions)
+
+        workers = workers_for(embedder.model)
+        for block, vectors in in_order(vectors_of, windows(rows, WINDOW), workers=workers):
             file.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
             count += len(block)
         file.seek(0)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future
@@ -55,6 +56,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
         self._owner = 0  # the process that the threads belong to
         self._closed = False
+        _alive.add(self)
 
     def __call__(self, row: Row, **options: Any) -> Answer:
         """The answer of one row. Raises `FilbertError` for a row that the model cannot read."""
@@ -141,6 +143,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _forked(self) -> None:
+        """In a forked child: the lock may be held by a thread that did not come along."""
+        self._wake = threading.Condition()
+
     def _start(self) -> None:
         """Begin the workers, again in a forked child: it has none, and nobody there waits."""
         if self._owner == os.getpid():
@@ -189,6 +195,17 @@ class Engine:
                         self._cache.popitem(last=False)
             for (_, future), answer in zip(batch, answers, strict=True):
                 future.set_result(answer)
+
+
+_alive: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_alive):
+        engine._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _key(row: Row, asked: tuple[tuple[str, Any], ...]) -> Hashable:

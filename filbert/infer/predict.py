@@ -26,17 +26,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from os import PathLike
+from pathlib import Path
 from typing import Any, TextIO, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from filbert.bundle import Bundle, open_bundle
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.overlap import BLOCK, in_order, workers_for
 from filbert.model.device import choose_device, choose_precision, for_inference
 from filbert.model.runtime import IN_PYTORCH, check_core
 from filbert.tasks import classify
@@ -220,26 +223,21 @@ class Classifier:
 
         Raises `FilbertError` where they are no finite numbers.
         """
-        blocks = [np.zeros((0, self.model.config.num_labels), np.float32)]
-        for start in range(0, len(texts), WINDOW):
-            end = start + WINDOW
+
+        def block(rows: range) -> NDArray[np.float32]:
+            cut = slice(rows.start, rows.stop)
             encoded = classify.encode(
                 self.tokenizer,
-                list(texts[start:end]),
-                None if pairs is None else list(pairs[start:end]),
+                list(texts[cut]),
+                None if pairs is None else list(pairs[cut]),
                 max_length=self.manifest.max_length,
                 windows=self.manifest.windows,
                 stride=self.manifest.stride,
             )
-            blocks.append(
-                classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens)
-            )
-            if not np.isfinite(blocks[-1]).all():
-                raise FilbertError(
-                    f"{self.folder}: the model answers with NaN or infinity, so its weights are "
-                    "damaged. Fetch or copy the model again, or train it anew"
-                )
-        return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+            found = classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens)
+            return finite(found, self.folder)
+
+        return in_blocks(block, len(texts), self.model, width=self.model.config.num_labels)
 
     def answers(
         self, texts: Sequence[str], pairs: Sequence[str] | None, *, all_scores: bool = False
@@ -290,11 +288,44 @@ def stream(
     check_count("window", window)
     if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
         raise FilbertError(f"expected an iterable of texts, got {shown(rows)}")
-    start = 0
-    for block in windows(rows, window):
-        check_rows(predictor, block, start=start)
-        yield from predictor.answer_rows(block, **options)
-        start += len(block)
+
+    def checked() -> Iterator[list[Any]]:
+        start = 0
+        for block in windows(rows, window):
+            check_rows(predictor, block, start=start)
+            yield block
+            start += len(block)
+
+    def answer(block: list[Any]) -> list[Answer]:
+        found: list[Answer] = predictor.answer_rows(block, **options)
+        return found
+
+    workers = workers_for(predictor.model)
+    for _, answers in in_order(answer, checked(), workers=workers, full=window):
+        yield from answers
+
+
+def in_blocks(
+    work: Callable[[range], NDArray[np.float32]], count: int, model: nn.Module, *, width: int
+) -> NDArray[np.float32]:
+    """(count, width): what `work` makes of the rows of each block, overlapped where that pays."""
+    workers = workers_for(model)
+    size = WINDOW if workers == 1 else BLOCK
+    out = np.empty((count, width), np.float32)
+    blocks = (range(start, min(start + size, count)) for start in range(0, count, size))
+    for rows, found in in_order(work, blocks, workers=workers if count > size else 1):
+        out[rows.start : rows.stop] = found
+    return out
+
+
+def finite(numbers: NDArray[np.float32], folder: Path) -> NDArray[np.float32]:
+    """These numbers; raises `FilbertError` where they are none."""
+    if not np.isfinite(numbers).all():
+        raise FilbertError(
+            f"{folder}: the model answers with NaN or infinity, so its weights are damaged. Fetch "
+            "or copy the model again, or train it anew"
+        )
+    return numbers
 
 
 def as_rows(texts: Any, pairs: Any, *, pair_model: bool) -> tuple[list[Any], bool]:

@@ -28,6 +28,7 @@ from typing import Any
 from filbert.data.examples import stream_texts
 from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.overlap import in_order, workers_for
 from filbert.infer.predict import WINDOW, Answer, Classifier, as_json_text, windows
 
 COUNTED = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
@@ -97,9 +98,16 @@ def predict_file(
     if out is None:
         failed = _Failed()
         written = 0
-        for block in windows(rows, window):
-            for answer in _answer(model, block, failed, options, strict, source):
-                sys.stdout.write(as_json_text(answer) + "\n")
+
+        def told(block: list[tuple[Row, Any, Any]]) -> tuple[str, list[int]]:
+            answers, bad = _answer(model, block, options, strict, source)
+            return "".join(as_json_text(answer) + "\n" for answer in answers), bad
+
+        workers = workers_for(model.model)
+        blocks = windows(rows, window)
+        for block, (text, bad) in in_order(told, blocks, workers=workers, full=window):
+            sys.stdout.write(text)
+            failed.add(bad)
             sys.stdout.flush()
             written += len(block)
         return FileReport(written, written, failed.first, failed.count, time.monotonic() - began)
@@ -135,10 +143,17 @@ def predict_file(
         with open(partial, "ab") as file, _progress(source, done, progress) as advance:
             if sheet and not done and file.tell() == 0:
                 file.write(line(None))
-            for block in windows(islice(rows, done, None), window):
-                answers = _answer(model, block, failed, options, strict, source)
-                file.write(b"".join(line(answer) for answer in answers))
+
+            def answered(block: list[tuple[Row, Any, Any]]) -> tuple[bytes, list[int]]:
+                answers, bad = _answer(model, block, options, strict, source)
+                return b"".join(line(answer) for answer in answers), bad
+
+            blocks = windows(islice(rows, done, None), window)
+            workers = workers_for(model.model)
+            for block, (lines, bad) in in_order(answered, blocks, workers=workers):
+                file.write(lines)
                 file.flush()
+                failed.add(bad)
                 written += len(block)
                 advance(written)
             os.fsync(file.fileno())
@@ -181,35 +196,35 @@ class _Failed:
         self.count = 0
         self.first: list[int] = []
 
-    def add(self, number: int) -> None:
-        self.count += 1
-        if len(self.first) < 1000:
-            self.first.append(number)
+    def add(self, numbers: list[int]) -> None:
+        self.count += len(numbers)
+        self.first += numbers[: 1000 - len(self.first)]
 
 
 def _answer(
     model: Any,
     block: list[tuple[Row, Any, Any]],
-    failed: _Failed,
     options: dict[str, Any],
     strict: bool,
     source: str | PathLike[str],
-) -> list[Answer]:
-    """Answers of a block of (row, text, second text): good ones together, bad ones told."""
+) -> tuple[list[Answer], list[int]]:
+    """Answers of a block of (row, text, second text): good ones together, bad ones told; and the
+    numbers of the bad ones."""
     rows = [(text, pair) if model.manifest.pair else text for _, text, pair in block]
     problems = [model.problem(row) for row in rows]
     good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
     answers = iter(model.answer_rows(good, **options))
     out: list[Answer] = []
+    bad: list[int] = []
     for (row, _, _), problem in zip(block, problems, strict=True):
         if problem is None:
             out.append({"row": row.number, **next(answers)})
             continue
         if strict:
             raise FilbertError(f"{source}: row {row.number}: {problem}")
-        failed.add(row.number)
+        bad.append(row.number)
         out.append({"row": row.number, "error": problem})
-    return out
+    return out, bad
 
 
 def _json_line(answer: Answer | None) -> bytes:

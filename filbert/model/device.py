@@ -128,12 +128,22 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
 def for_inference(
     model: Model, device: torch.device, dtype: torch.dtype, *, head: str | None = None
 ) -> Model:
-    """Move `model` to where and how it computes answers. The module named `head` stays float32:
-    half-precision logits would tie the scores of like answers."""
+    """Move `model` to where and how it computes answers. The module named `head` stays float32, and
+    a pooler between it and the encoder: half-precision logits would tie the scores of like answers,
+    and these products are (sequences, hidden) alone."""
+    from filbert.model.native import keep_float32
+
     model.to(device=device).eval()
-    go_native(model, dtype)
+    exact: list[tuple[nn.Module, list[torch.Tensor]]] = []
     if head is not None and dtype != torch.float32:
-        last = model.get_submodule(head)
-        last.float()
-        last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        parts = [model.get_submodule(head), getattr(model.base_model, "pooler", None)]
+        for part in (part for part in parts if isinstance(part, nn.Module)):
+            exact.append((part, [weight.detach().float().clone() for weight in part.parameters()]))
+    go_native(model, dtype)
+    for part, weights in exact:
+        for weight, value in zip(part.parameters(), weights, strict=True):
+            weight.data = value
+        part.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    if exact or getattr(model, "base_model", None) is model:
+        keep_float32(model)
     return model

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 import weakref
 from pathlib import Path
@@ -48,6 +49,7 @@ def library() -> ctypes.CDLL | str:
         ("filbert_native_level", number, []),
         ("filbert_encoder_new", Pointer, [Pointer, real]),
         ("filbert_encoder_free", None, [Pointer]),
+        ("filbert_encoder_forked", None, [Pointer]),
         ("filbert_encoder_embeddings", number, [Pointer] * 6),
         ("filbert_encoder_layer", number, [Pointer, number, Pointer, number]),
         (
@@ -56,6 +58,18 @@ def library() -> ctypes.CDLL | str:
             [Pointer] * 5 + [number, Pointer, number, number, number],
         ),
         ("filbert_tile_rate", ctypes.c_double, [number, number]),
+        ("filbert_train_new", Pointer, [Pointer, real]),
+        ("filbert_train_free", None, [Pointer]),
+        (
+            "filbert_train_forward",
+            number,
+            [Pointer] * 4
+            + [number, Pointer, number, ctypes.c_uint64, Pointer, Pointer]
+            + [number] * 2,
+        ),
+        ("filbert_train_backward", number, [Pointer, number] + [Pointer] * 4 + [number] * 2),
+        ("filbert_train_release", None, [Pointer, number]),
+        ("filbert_train_mask", None, [ctypes.c_uint64] + [number] * 6 + [Pointer]),
     ):
         function = getattr(lib, name, None)
         if function is None:
@@ -102,6 +116,7 @@ class NativeEncoder:
         self._handle: int | None = handle
         self._turn = threading.Lock()  # nobody frees the weights while another computes with them
         self._free = weakref.finalize(self, lib.filbert_encoder_free, handle)
+        _alive.add(self)
         # without a factorised embedding the look-up is native as well; the tables stay float32
         self._tables: list[Tensor] = []
         self._embeddings = bert.embeddings
@@ -128,17 +143,19 @@ class NativeEncoder:
         token_type_ids: Tensor | None = None,
         *,
         first_only: bool = False,
+        mean: bool = False,
         threads: int | None = None,
         chunk: int = CHUNK,
     ) -> Tensor:
         """Hidden states of a packed batch, float32: (tokens, hidden), or with `first_only` those of
-        first tokens, (sequences, hidden).
+        first tokens, with `mean` the mean of each sequence's, (sequences, hidden).
 
         input_ids, token_type_ids: (tokens,) int64 inside the vocabulary; lengths: (sequences,) that
         sum to tokens. threads: those of torch by default. chunk: tokens computed at once."""
         size = self.config.hidden_size
         counts = lengths.to(torch.int32).contiguous()
-        rows = len(counts) if first_only else len(input_ids)
+        which = 1 if first_only else 2 if mean else 0
+        rows = len(counts) if which else len(input_ids)
         out = torch.empty(rows, size)
         ids = types = hidden = None
         if self._tables:
@@ -151,7 +168,7 @@ class NativeEncoder:
                 raise FilbertError("this native encoder is closed")
             code = self._lib.filbert_encoder_run(
                 self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
-                _address(out), int(first_only), threads or torch.get_num_threads(), chunk,
+                _address(out), which, threads or torch.get_num_threads(), chunk,
             )  # fmt: skip
         self._check(code)
         return out
@@ -169,10 +186,27 @@ class NativeEncoder:
         words = self._embeddings.word_embeddings(input_ids)
         return _plain(self._embeddings(words, types, places))
 
+    def _forked(self) -> None:
+        """In a forked child, whose parent may have been inside a call."""
+        self._turn = threading.Lock()
+        if self._handle is not None:
+            self._lib.filbert_encoder_forked(self._handle)
+
     @staticmethod
     def _check(code: int) -> None:
         if code:
             raise FilbertError("the native encoder ran out of memory; give a smaller batch")
+
+
+_alive: weakref.WeakSet[NativeEncoder] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for native in list(_alive):
+        native._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
@@ -208,11 +242,26 @@ def close(model: nn.Module) -> None:
             forward.native.close()
 
 
+def serves(model: nn.Module) -> bool:
+    """Whether the native encoder computes for this encoder, which then takes `mean=True`: a row a
+    sequence, the mean of its states, in place of the states."""
+    return isinstance(vars(model).get("forward"), _Forward)
+
+
+def keep_float32(model: nn.Module) -> None:
+    """Let what `attach` put into `model` hand its states on as they are, float32, to a head that
+    computes in float32."""
+    for bert in model.modules():
+        forward = vars(bert).get("forward")
+        if isinstance(forward, _Forward):
+            forward.exact = True
+
+
 class _Forward:
     """`BertModel.forward` with the native encoder in it."""
 
     def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
-        self.bert = bert
+        self.bert, self.exact = bert, False
         self._take(native)
 
     def _take(self, native: NativeEncoder) -> None:
@@ -234,8 +283,9 @@ class _Forward:
         output_hidden_states: bool = False,
         first_only: bool = False,
         predict_at: Tensor | None = None,
+        mean: bool = False,
     ) -> ModelOutput:
-        """As `BertModel.forward`."""
+        """As `BertModel.forward`; `mean`: see `serves`."""
         bert = self.bert
         if (
             input_ids is None or lengths is None or attention_mask is not None
@@ -243,20 +293,26 @@ class _Forward:
             or output_hidden_states or bert.training or torch.is_grad_enabled()
             or not _sound(input_ids, lengths, token_type_ids, bert)
         ):  # fmt: skip
-            return BertModel.forward(
+            out = BertModel.forward(
                 bert, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
                 lengths=lengths, output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states, first_only=first_only,
                 predict_at=predict_at,
             )  # fmt: skip
+            if mean:
+                states = out.last_hidden_state.float()
+                means = torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True)
+                return ModelOutput(last_hidden_state=means)
+            return out
         check_ids(input_ids, vocab_size=bert.config.vocab_size)
         check_places(predict_at, lengths, others=first_only)
         if self.stamp != self._now():  # somebody changed the weights: copy them again
             self._take(NativeEncoder(bert, self.native.int8))
-        hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only)
-        hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
+        hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
+        if not (self.exact or mean):
+            hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None
-        if bert.pooler is not None:
+        if bert.pooler is not None and not mean:
             first = hidden
             if not first_only:
                 first = hidden.index_select(0, torch.cumsum(lengths, 0) - lengths)

@@ -139,18 +139,21 @@ EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w
 }
 
 // Encode `texts` texts, packed. ids and types (tokens,) int64, types may be null; or hidden
-// (tokens, hidden). out: (tokens, hidden), or with first_only (texts, hidden). 0, or 1 where memory
-// ran out.
+// (tokens, hidden). rows: 0 the states of all tokens, out (tokens, hidden); 1 those of first tokens,
+// 2 the mean of each text's, out (texts, hidden). 0, or 1 where memory ran out.
 EXPORT int filbert_encoder_run(void* handle, const int64_t* ids, const int64_t* types, const float* hidden,
-                               const int* lengths, int texts, float* out, int first_only, int threads,
+                               const int* lengths, int texts, float* out, int rows, int threads,
                                int chunk_tokens) {
     try {
-        static_cast<Encoder*>(handle)->run({ids, types, hidden, lengths, out, first_only != 0}, texts, threads, chunk_tokens);
+        static_cast<Encoder*>(handle)->run({ids, types, hidden, lengths, out, Rows(rows)}, texts, threads, chunk_tokens);
     } catch (const std::bad_alloc&) {
         return 1;
     }
     return 0;
 }
+
+// After a fork, in the child, before it has threads.
+EXPORT void filbert_encoder_forked(void* handle) { static_cast<Encoder*>(handle)->forked(); }
 
 // The rate of this thread's tile products alone, GFLOP/s: nothing can be faster. With `loads` each
 // product's operands come from the first-level cache, as they must in a real product.
@@ -181,6 +184,7 @@ EXPORT void filbert_encoder_free(void*) {}
 EXPORT int filbert_encoder_embeddings(void*, const float*, const float*, const float*, const float*, const float*) { return 1; }
 EXPORT int filbert_encoder_layer(void*, int, const float* const*, int) { return 1; }
 EXPORT int filbert_encoder_run(void*, const int64_t*, const int64_t*, const float*, const int*, int, float*, int, int, int) { return 1; }
+EXPORT void filbert_encoder_forked(void*) {}
 EXPORT double filbert_tile_rate(int, int) { return 0; }
 
 #endif

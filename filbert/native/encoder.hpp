@@ -9,12 +9,14 @@ struct Chunk {
     int begin, tokens;  // its first token, how many
 };
 
+enum Rows { ALL = 0, FIRST = 1, MEAN = 2 };  // the states of all tokens, or a row a text
+
 struct Input {
     const int64_t *ids, *types;  // (tokens,); null if `hidden` is given
     const float* hidden;  // (tokens, hidden) embeddings ready made
     const int* lengths;  // (texts,)
-    float* out;  // (tokens, hidden), or (texts, hidden) of first tokens
-    bool first_only;
+    float* out;  // (tokens, hidden), or (texts, hidden)
+    Rows rows;
 };
 
 
@@ -77,7 +79,7 @@ struct Encoder : Parts {
         };
         for (int number = 0; number < shape.layers; ++number) {
             const Layer& layer = layers[number];
-            const bool last = number + 1 == shape.layers, first = last && in.first_only;
+            const bool last = number + 1 == shape.layers, first = last && in.rows == FIRST;
             ready(layer.qkv, s.states.data, shape.wide_hidden);
             for (int head = share(shape.heads, part); head < share(shape.heads, part + 1); ++head) {
                 project(s, layer.qkv, s.states.data, rows, head, memory);
@@ -114,18 +116,27 @@ struct Encoder : Parts {
             ready(layer.down, s.inner.data, shape.wide_inner);
             sum(s, layer.down, s.inner.data, rows, share(layer.down.count, part), share(layer.down.count, part + 1));
             barrier.wait();
-            float* plain = in.out + size_t(in.first_only ? chunk.first : chunk.begin) * shape.hidden;
-            add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
+            float* plain = in.out + size_t(in.rows == ALL ? chunk.begin : chunk.first) * shape.hidden;
+            if (last && in.rows == MEAN)
+                average(s, layer.down, layer.norm2, in.lengths + chunk.first, share(texts, part), share(texts, part + 1), plain);
+            else add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
             barrier.wait();
         }
     }
 
+    // For the child of a fork, before it has threads: another thread of the parent may have been
+    // inside. Its lock is not ours, helpers did not come along, scratch may be half made; all are
+    // left where they are.
+    void forked() {
+        new (&busy) std::mutex();
+        new (&pool) Pool();
+        new (&scratch) std::vector<std::unique_ptr<Scratch>>();
+        owner = getpid();
+    }
+
     void run(const Input& in, int texts, int threads, int chunk_tokens) {
+        if (owner != getpid()) forked();
         std::lock_guard<std::mutex> hold(busy);
-        if (owner != getpid()) {  // a forked child has no helpers
-            new (&pool) Pool();
-            owner = getpid();
-        }
         int tokens = 0, longest = 0;
         for (int t = 0; t < texts; ++t) tokens += in.lengths[t], longest = std::max(longest, in.lengths[t]);
         // as many chunks as make equal work for all threads

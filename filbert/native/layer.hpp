@@ -207,23 +207,44 @@ struct Parts {
     // Make values of the sums of a product, add the states, and normalise: the new states.
     void add_and_norm(Scratch& s, const Matrix& m, const std::vector<float>& norm, int begin, int end,
                       float* const* plain) const {
-        const int wide = shape.wide_hidden;
-        for (int r = begin; r < end; ++r) {
-            float* row = reinterpret_cast<float*>(s.sums.data) + size_t(r) * wide;
-            char* tiles = state(s, r);
-            const __m512 scale = _mm512_set1_ps(m.int8() ? s.scales[r] : 1.f);
-            for (int i = 0; i < wide; i += 16) {
-                const __m512 before = load_bf16(tiles + size_t(i / WIDE) * TILE + i % WIDE * 2);
-                const __m512 bias = _mm512_add_ps(before, _mm512_loadu_ps(&m.bias[i]));
-                __m512 value;
-                if (m.int8()) {
-                    const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(row + i));
-                    value = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_loadu_ps(&m.scale[i]), bias);
-                } else value = _mm512_add_ps(_mm512_load_ps(row + i), bias);
-                _mm512_store_ps(row + i, value);
+        for (int r = begin; r < end; ++r)
+            add_and_norm_row(s, m, norm, r, plain ? *plain + size_t(r) * shape.hidden : nullptr);
+    }
+
+    // The same for the texts `from` to `to` of a chunk, and the mean of each one's states: out (texts, hidden).
+    void average(Scratch& s, const Matrix& m, const std::vector<float>& norm, const int* lengths, int from, int to,
+                 float* out) const {
+        std::vector<float> row(shape.hidden);
+        int r = 0;
+        for (int text = 0; text < from; ++text) r += lengths[text];
+        for (int text = from; text < to; ++text) {
+            float* sum = out + size_t(text) * shape.hidden;
+            std::fill(sum, sum + shape.hidden, 0.f);
+            for (int end = r + lengths[text]; r < end; ++r) {
+                add_and_norm_row(s, m, norm, r, row.data());
+                for (int i = 0; i < shape.hidden; ++i) sum[i] += row[i];
             }
-            normalise(row, norm.data(), tiles, plain ? *plain + size_t(r) * shape.hidden : nullptr);
+            const float share = 1.f / lengths[text];
+            for (int i = 0; i < shape.hidden; ++i) sum[i] *= share;
         }
+    }
+
+    void add_and_norm_row(Scratch& s, const Matrix& m, const std::vector<float>& norm, int r, float* plain) const {
+        const int wide = shape.wide_hidden;
+        float* row = reinterpret_cast<float*>(s.sums.data) + size_t(r) * wide;
+        char* tiles = state(s, r);
+        const __m512 scale = _mm512_set1_ps(m.int8() ? s.scales[r] : 1.f);
+        for (int i = 0; i < wide; i += 16) {
+            const __m512 before = load_bf16(tiles + size_t(i / WIDE) * TILE + i % WIDE * 2);
+            const __m512 bias = _mm512_add_ps(before, _mm512_loadu_ps(&m.bias[i]));
+            __m512 value;
+            if (m.int8()) {
+                const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(row + i));
+                value = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_loadu_ps(&m.scale[i]), bias);
+            } else value = _mm512_add_ps(_mm512_load_ps(row + i), bias);
+            _mm512_store_ps(row + i, value);
+        }
+        normalise(row, norm.data(), tiles, plain);
     }
 
     // Softmax of Q K^T, times V, of one head of one text. q: its first row of what `project` made; the

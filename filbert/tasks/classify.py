@@ -221,13 +221,15 @@ def decode(logits: Floats, manifest: Manifest, *, all_scores: bool = False) -> l
             }
             for row in chances
         ]
-    answers = []
-    for row in chances:
-        best = int(row.argmax())
-        answer: dict[str, Any] = {"label": names[best], "score": float(row[best])}
-        if all_scores:
-            answer["scores"] = {name: float(p) for name, p in zip(names, row, strict=True)}
-        answers.append(answer)
+    best = chances.argmax(1)
+    tops = chances[np.arange(len(chances)), best].tolist()
+    answers: list[dict[str, Any]] = [
+        {"label": names[label], "score": top}
+        for label, top in zip(best.tolist(), tops, strict=True)
+    ]
+    if all_scores:
+        for answer, row in zip(answers, chances.tolist(), strict=True):
+            answer["scores"] = dict(zip(names, row, strict=True))
     return answers
 
 

@@ -28,6 +28,7 @@ from filbert.model import sentence_folder
 from filbert.model.bert import BertModel
 from filbert.model.modern import ModernBertModel
 from filbert.model.modern_config import ModernBertConfig, read_any_config
+from filbert.model.native import serves
 from filbert.model.sentence_folder import POOLINGS, SentenceSettings
 from filbert.sources import resolve
 from filbert.tasks.metrics import regression_scores
@@ -140,10 +141,20 @@ def vectors_of(model: Encoder, encoded: Encoded, texts: Ids, pooling: str) -> Te
     """
     order = np.argsort(encoded.tokens[texts], kind="stable")
     batch = encoded.gather(texts[order])
+    if pooling == "mean" and serves(model) and not torch.is_grad_enabled():
+        ids, types, lengths = (
+            torch.from_numpy(x) for x in (batch.input_ids, batch.token_type_ids, batch.lengths)
+        )
+        means = model(input_ids=ids, token_type_ids=types, lengths=lengths, mean=True)
+        return _back(means.last_hidden_state, order)
     states, lengths = states_of(model, batch, first_only=pooling == "cls")
     pooled = states.float() if pooling == "cls" else pool(states, lengths, pooling)
-    back = torch.from_numpy(np.argsort(order)).to(pooled.device)
-    return pooled.index_select(0, back)
+    return _back(pooled, order)
+
+
+def _back(rows: Tensor, order: Ids) -> Tensor:
+    """Rows that were computed in this order, in the order before."""
+    return rows.index_select(0, torch.from_numpy(np.argsort(order)).to(rows.device))
 
 
 @torch.no_grad()
@@ -183,7 +194,7 @@ def check_dimensions(dimensions: Sequence[int], *, hidden_size: int) -> None:
 
 def decode(vectors: Floats) -> list[dict[str, Any]]:
     """Answers as plain data: `{"vector": [...]}`."""
-    return [{"vector": [float(number) for number in row]} for row in vectors]
+    return [{"vector": row} for row in vectors.tolist()]
 
 
 def normalized(vectors: Floats) -> Floats:

@@ -29,6 +29,7 @@ from tokenizers import AddedToken, Tokenizer
 from filbert.text.batch import read_batch
 from filbert.text.decode import as_ids, decode
 from filbert.text.encoding import Encoding, as_tensors
+from filbert.text.known_words import KnownWords
 from filbert.text.lengths import encode_batch, pad, plan_lengths, segments
 from filbert.text.pretrained import SPECIAL, Settings, build, read_folder, write_folder
 from filbert.text.windows import Flat, encode_flat
@@ -121,6 +122,7 @@ class BertTokenizer:
         self._bare.pre_tokenizer = full.pre_tokenizer
         for token in full.get_added_tokens_decoder().values():
             _add(self._bare, [token], special=token.special)
+        self._known = KnownWords()
         self._told_too_long = False
         self.do_lower_case = settings.do_lower_case
         self.model_max_length = settings.model_max_length
@@ -274,6 +276,7 @@ class BertTokenizer:
             windows=windows,
             stride=stride,
             side=self.truncation_side,
+            known=self._known,
         )
 
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Encoding:
@@ -387,6 +390,7 @@ class BertTokenizer:
         many = [token for token in many if str(token) not in self.all_special_tokens]
         _add(self._bare, many, special=special_tokens)
         _add(self._full, many, special=special_tokens)
+        self._known = KnownWords()
         return len(self) - before
 
     @property

@@ -11,16 +11,16 @@ memory beyond the result stays bounded, and laid out in numpy without a step per
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
 from filbert.errors import FilbertError
 from filbert.text.batch import check_texts, encoding_error
+from filbert.text.known_words import BLANK, KnownWords, words_are_independent
 
 Ints = NDArray[np.int64]
 
@@ -28,7 +28,6 @@ Ints = NDArray[np.int64]
 _CHUNK_TEXTS = 1000
 _CHUNK_CHARACTERS = 1_000_000
 _HIGHEST = 2**31 - 1  # of an int32
-_BLANK = re.compile(r"[ \t\n]")
 
 
 class Flat(NamedTuple):
@@ -56,8 +55,13 @@ def encode_flat(
     windows: bool,
     stride: int,
     side: str,
+    known: KnownWords | None = None,
 ) -> Flat:
-    """Encode texts or pairs with `bare`, which adds no special tokens, and `assemble` them."""
+    """Encode texts or pairs with `bare`, which adds no special tokens, and `assemble` them.
+
+    `known`: the words that this tokenizer has met; without them every text is encoded."""
+    if known is not None and not known.serves(bare):
+        known = None
     if max(cls_id, sep_id) > _HIGHEST:
         raise _beyond(max(cls_id, sep_id))
     check_texts(texts, "texts")
@@ -82,10 +86,10 @@ def encode_flat(
         )
     parts = []
     for begin, end in _chunks(texts, pairs):
-        first_ids, first = _ids(bare, texts[begin:end], "texts", begin)
+        first_ids, first = _ids(bare, texts[begin:end], "texts", begin, known)
         second_ids, second = first_ids[:0], None
         if pairs is not None:
-            second_ids, second = _ids(bare, pairs[begin:end], "pairs", begin)
+            second_ids, second = _ids(bare, pairs[begin:end], "pairs", begin, known)
         part = assemble(
             np.concatenate([first_ids, second_ids]),
             first,
@@ -197,29 +201,32 @@ def _chunks(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[tuple
 
 
 def _ids(
-    bare: Tokenizer, texts: Sequence[str], name: str, offset: int
+    bare: Tokenizer, texts: Sequence[str], name: str, offset: int, known: KnownWords | None
 ) -> tuple[NDArray[np.int32], Ints]:
     """Ids without special tokens end to end, (tokens,), and the length of each text, (texts,)."""
     if len(texts) > 1:
-        return _encode(bare, texts, name, offset)
+        return _encode(bare, texts, name, offset, known)
     # A text longer than a chunk is a chunk of its own, and goes piece by piece.
-    ids = [_encode(bare, [piece], name, offset)[0] for piece in _pieces(bare, texts[0])]
+    ids = [_encode(bare, [piece], name, offset, known)[0] for piece in _pieces(bare, texts[0])]
     return np.concatenate(ids), np.asarray([sum(map(len, ids))], dtype=np.int64)
 
 
 def _encode(
-    bare: Tokenizer, texts: Sequence[str], name: str, offset: int
+    bare: Tokenizer, texts: Sequence[str], name: str, offset: int, known: KnownWords | None
 ) -> tuple[NDArray[np.int32], Ints]:
     try:
-        records = bare.encode_batch_fast(texts, add_special_tokens=False)
+        if known is not None:
+            ids, lengths = known.encode(bare, texts)
+        else:
+            records = bare.encode_batch_fast(texts, add_special_tokens=False)
+            lengths = np.fromiter(map(len, records), np.int64, len(records))
+            ids = list(itertools.chain.from_iterable(record.ids for record in records))
     except (TypeError, UnicodeError) as error:
         raise encoding_error(texts, name, offset=offset) or error from None
-    lengths = np.fromiter(map(len, records), np.int64, len(records))
-    ids = itertools.chain.from_iterable(record.ids for record in records)
     try:
-        return np.fromiter(ids, np.int32, int(lengths.sum())), lengths
+        return np.fromiter(ids, np.int32, len(ids)), lengths
     except OverflowError:
-        raise _beyond(max(max(record.ids, default=0) for record in records)) from None
+        raise _beyond(max(ids)) from None
 
 
 def _beyond(number: int) -> FilbertError:
@@ -232,23 +239,11 @@ def _beyond(number: int) -> FilbertError:
 def _pieces(bare: Tokenizer, text: str) -> Iterator[str]:
     """A very long text in pieces that have the same tokens: cut after a blank."""
     begin = 0
-    if len(text) > _CHUNK_CHARACTERS and _words_are_independent(bare):
-        while blank := _BLANK.search(text, begin + _CHUNK_CHARACTERS):
+    if len(text) > _CHUNK_CHARACTERS and words_are_independent(bare):
+        while blank := BLANK.search(text, begin + _CHUNK_CHARACTERS):
             yield text[begin : blank.end()]
             begin = blank.end()
     yield text[begin:]
-
-
-def _words_are_independent(bare: Tokenizer) -> bool:
-    """Whether no token reaches over a blank: true unless a file or an added token asks for it."""
-    return (
-        isinstance(bare.normalizer, normalizers.BertNormalizer)
-        and isinstance(bare.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-        and not any(
-            token.lstrip or token.rstrip or _BLANK.search(token.content)
-            for token in bare.get_added_tokens_decoder().values()
-        )
-    )
 
 
 def _starts(lengths: Ints) -> Ints:

@@ -49,14 +49,15 @@ int main(int count, char** words) {
             for (auto& id : ids) id = number(0, vocabulary - 1);
             for (auto& type : types) type = number(0, 1);
             const auto hidden_states = floats(size_t(tokens) * hidden);
-            const bool first = number(0, 1), ready = number(0, 3) == 0, typed = number(0, 1);
-            const size_t rows = first ? texts : tokens;
+            const int answer = number(0, 2);  // all states, first ones, means
+            const bool ready = number(0, 3) == 0, typed = number(0, 1);
+            const size_t rows = answer ? texts : tokens;
             std::vector<float> one(rows * hidden), several(rows * hidden);
             const int chunk = number(1, 600);
             auto run = [&](std::vector<float>& out, int threads, int chunk_tokens) {
                 return filbert_encoder_run(encoder, ready ? nullptr : ids.data(), typed && !ready ? types.data() : nullptr,
                                            ready ? hidden_states.data() : nullptr, lengths.data(), texts, out.data(),
-                                           first, threads, chunk_tokens);
+                                           answer, threads, chunk_tokens);
             };
             if (run(one, 1, chunk) || run(several, number(1, 6), number(1, 600))) return std::puts("out of memory"), 1;
             for (size_t i = 0; i < one.size(); ++i)

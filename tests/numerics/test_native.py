@@ -101,6 +101,9 @@ def test_int8_is_near_its_slow_twin(shape: str, int8: int) -> None:
             assert distance(native(**given, threads=threads), wanted) < TOLERANCE, lengths
             found = native(**given, first_only=True, threads=threads)
             assert distance(found, wanted[first]) < TOLERANCE, lengths
+            found = native(**given, mean=True, threads=threads)
+            means = torch.segment_reduce(wanted, "mean", lengths=given["lengths"], axis=0)
+            assert distance(found, means) < TOLERANCE, lengths
 
 
 @needs_native
@@ -214,6 +217,40 @@ def test_sixteen_threads_get_the_same_answers() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@needs_native
+def test_a_fork_while_another_thread_computes() -> None:
+    native = NativeEncoder(encoder(**PLAIN))
+    given = batch([512] * 8, 99)
+    wanted = native(**given, threads=2)
+    ending = threading.Event()
+
+    def work() -> None:
+        while not ending.is_set():
+            native(**given, threads=2)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    context = multiprocessing.get_context("fork")
+
+    def child(out: Any) -> None:
+        out.send(float(native(**given, threads=2).sum()))
+
+    try:
+        for _ in range(10):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=child, args=(theirs,))
+            process.start()
+            answered = ours.poll(60)
+            if not answered:
+                process.kill()
+            assert answered, "the child hangs"
+            assert ours.recv() == pytest.approx(float(wanted.sum()))
+            process.join()
+    finally:
+        ending.set()
+        thread.join()
 
 
 @needs_native

@@ -146,6 +146,18 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
         process.join()
 
 
+def test_a_fork_while_another_thread_is_inside() -> None:
+    with Engine(Lengths()) as engine:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        with engine._wake:  # as a thread does that submits or takes
+            process = context.Process(target=lambda: theirs.send(engine("seven77")))
+            process.start()
+        assert ours.poll(60), "the child hangs"
+        assert ours.recv() == 7
+        process.join()
+
+
 def test_a_real_model_answers_sixteen_threads_alike() -> None:
     embed = load("all-MiniLM-L6-v2")
     texts = ["good film", "bad book", "dull hotel", "nice"] * 4

@@ -1,0 +1,90 @@
+"""Blocks of texts answered by two workers: one tokenises and decodes while the other computes.
+
+A block goes through three stages: pre (tokenising, packing), core (the encoder) and post (head,
+pooling, decoding). The native encoder lets go of the interpreter lock and takes one call at a time,
+so two workers with a block each make a pipeline of these stages: while the core computes one block,
+the other is decoded and the one after it prepared.
+
+    for answers in in_order(answer, blocks, workers=workers_for(predictor.model)):
+        ...                                    # of each block, in order
+
+It pays on two cores and more, and only with the native encoder: PyTorch's own threads would be in
+each other's way.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from filbert.model.native import serves
+from filbert.model.plain import OF_WORDS
+from filbert.model.seq2seq_config import Seq2SeqConfig
+
+BLOCK = 256  # texts of a block where many are at hand: enough of them for two workers to share
+Block = TypeVar("Block", bound=Sized)
+Answers = TypeVar("Answers")
+_here = threading.local()
+
+
+def workers_for(model: nn.Module) -> int:
+    """How many blocks are worth having on the way at once: 2, or 1 where that does not pay, or in
+    a thread that is such a worker itself."""
+    if getattr(_here, "working", False):
+        return 1
+    if isinstance(model, OF_WORDS) or isinstance(getattr(model, "config", None), Seq2SeqConfig):
+        return 1  # what they do beside the encoder is PyTorch's
+    encoder = getattr(model, "base_model", model)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return 2 if serves(encoder) and min(cores, torch.get_num_threads()) >= 2 else 1
+
+
+def in_order(
+    work: Callable[[Block], Answers], blocks: Iterable[Block], *, workers: int, full: int = 1
+) -> Iterator[tuple[Block, Answers]]:
+    """Each block with what `work` makes of it, in order; at most `workers` blocks are held beyond
+    the one that is handed out. An error comes at the place of its block.
+
+    The first blocks that have fewer than `full` rows are answered before the next is asked for, so
+    that answers begin to flow early."""
+    if workers < 2:
+        for block in blocks:
+            yield block, work(block)
+        return
+    ahead: deque[tuple[Block, Future[Answers]]] = deque()
+    pool = ThreadPoolExecutor(
+        workers,
+        thread_name_prefix="filbert-block",
+        initializer=lambda: setattr(_here, "working", True),
+    )
+    given, failed = iter(blocks), None
+    try:
+        while True:
+            try:
+                block = next(given)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001 - what was read before it is answered first
+                failed = error
+                break
+            if not ahead and len(block) < full:
+                yield block, work(block)
+                continue
+            ahead.append((block, pool.submit(work, block)))
+            if len(ahead) > workers:
+                done, future = ahead.popleft()
+                yield done, future.result()
+        while ahead:
+            done, future = ahead.popleft()
+            yield done, future.result()
+        if failed is not None:
+            raise failed
+    finally:
+        pool.shutdown(cancel_futures=True)
