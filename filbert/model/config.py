@@ -29,6 +29,7 @@ from filbert.sources import resolve
 logger = logging.getLogger("filbert")
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+SENTENCE_POOLINGS = ("cls", "mean")  # of `BertForExtractiveSummary`
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 COUNTS = (
@@ -258,6 +259,7 @@ class BertConfig(EncoderConfig):
     is_decoder: bool = False
     add_cross_attention: bool = False
     embedding_size: int | None = None  # None: the same as hidden_size, no projection
+    sentence_pooling: str | None = None  # what stands for a sentence of a document; None: cls
     model_type: str = "bert"
 
     def __post_init__(self) -> None:
@@ -282,6 +284,11 @@ class BertConfig(EncoderConfig):
             isinstance(width, bool) or not isinstance(width, int) or width < 1
         ):
             raise FilbertError(f"config: embedding_size must be a positive integer, got {width!r}")
+        if self.sentence_pooling not in (None, *SENTENCE_POOLINGS):
+            raise FilbertError(
+                f"config: sentence_pooling {self.sentence_pooling!r} is none of "
+                + ", ".join(SENTENCE_POOLINGS)
+            )
 
     @property
     def factorised(self) -> bool:

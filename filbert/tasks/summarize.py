@@ -6,8 +6,10 @@ sentences that overlap, and the scores of a sentence are averaged over its windo
 
     filbert train summarize --data train.jsonl --base MODEL --out runs/sum
 
-BertSumExt of Liu and Lapata 2019 (arXiv 1908.08345, section 3), trained on oracle labels
-(`filbert/tasks/oracle.py`); trigram blocking is that of Paulus et al. 2018.
+BertSumExt of Liu and Lapata 2019 (arXiv 1908.08345, section 3); trigram blocking is that of Paulus
+et al. 2018. Two losses: `loss` asks of each sentence whether a greedy oracle takes it, as in the
+paper; `listwise_loss` asks which sentence of its document is nearest to the summary (ListNet of Cao
+et al. 2007, on ROUGE). Both learn from `filbert/tasks/oracle.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from filbert.errors import FilbertError
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.sentence_head import BertForExtractiveSummary
 from filbert.sources import resolve
-from filbert.tasks.oracle import greedy_oracle
+from filbert.tasks.oracle import greedy_oracle, sentence_values
 from filbert.tasks.rouge import RougeTokenizer, rouge_scores
 from filbert.tasks.select_sentences import Limits, select
 from filbert.text.sentences import split_sentences
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from filbert.text import BertTokenizer
 
 Floats = NDArray[np.float32]
+TEMPERATURE = 0.1  # of the listwise aims: a sentence better by so much ROUGE weighs e times more
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,21 @@ def targets(documents: Documents, *, most: int, stem: bool) -> tuple[Floats, lis
     return np.asarray(marks, np.float32), chosen
 
 
+def values(documents: Documents, *, stem: bool) -> Floats:
+    """(sentences,) float32, 0 to 1: how good each sentence alone would be as the summary, over all
+    documents; see `filbert.tasks.oracle.sentence_values`."""
+    assert documents.references is not None
+    tokenizer = RougeTokenizer(stem=stem)
+    found = [
+        sentence_values(
+            [tokenizer.tokenize(sentence) for sentence in sentences],
+            map(tokenizer.tokenize, references),
+        )
+        for sentences, references in zip(documents.sentences, documents.references, strict=True)
+    ]
+    return np.concatenate([np.empty(0), *found]).astype(np.float32)
+
+
 def logits_of(model: BertForExtractiveSummary, batch: SentenceBatch) -> Tensor:
     """(sentences,) float32 logits of a packed batch."""
     device = model.device
@@ -216,6 +234,31 @@ def loss(logits: Tensor, marks: Tensor, counts: Tensor, *, label_smoothing: floa
     each = F.binary_cross_entropy_with_logits(logits, aims, reduction="none")
     owners = torch.repeat_interleave(counts)  # (sentences,)
     return each.new_zeros(len(counts)).index_add(0, owners, each) / counts
+
+
+def listwise_loss(
+    logits: Tensor, values: Tensor, counts: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """(windows,) the cross-entropy between what the model and what ROUGE would choose of a window:
+    the softmax of the logits against that of the values over `TEMPERATURE`.
+
+    logits, values: (sentences,) of all windows, values 0 to 1; counts: (windows,) int64, sentences
+    of each. label_smoothing: this share of each aim is spread evenly over its window.
+    """
+    owners = torch.repeat_interleave(counts)  # (sentences,)
+    aims = _log_softmax(values / TEMPERATURE, owners, len(counts)).exp()
+    aims = aims * (1 - label_smoothing) + label_smoothing / counts[owners]
+    each = -aims * _log_softmax(logits, owners, len(counts))
+    return each.new_zeros(len(counts)).index_add(0, owners, each)
+
+
+def _log_softmax(scores: Tensor, owners: Tensor, count: int) -> Tensor:
+    """(sentences,) the logarithm of the softmax over the sentences of each of `count` windows."""
+    highest = scores.new_zeros(count).scatter_reduce(
+        0, owners, scores.detach(), "amax", include_self=False
+    )
+    moved = scores - highest[owners]
+    return moved - moved.new_zeros(count).index_add(0, owners, moved.exp()).log()[owners]
 
 
 @torch.no_grad()

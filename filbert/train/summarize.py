@@ -2,9 +2,9 @@
 
     filbert train summarize --data train.jsonl --dev dev.jsonl --base MODEL --out runs/sum
 
-Reads documents and summaries, labels the sentences by the greedy oracle, opens the base, encodes;
-the meaning of it all is in `filbert/tasks/summarize.py`. An example of the plan is a window of a
-document, so that long documents train in bounded memory.
+Reads documents and summaries, labels the sentences by ROUGE, opens the base, encodes; the meaning
+of it all is in `filbert/tasks/summarize.py`. An example of the plan is a window of a document, so
+that long documents train in bounded memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,10 +35,12 @@ METRIC = "rouge1"  # picks the best checkpoint
 
 @dataclass
 class Part:
-    """Documents with marks: (sentences,) float32, 1 for those of the oracle; and their numbers."""
+    """Documents; marks: (sentences,) float32, 1 for those of the oracle; aims: what the loss
+    learns, the marks or `summarize.values`; oracle: the numbers of the marked sentences."""
 
     documents: Documents
     marks: summarize.Floats
+    aims: summarize.Floats
     oracle: list[list[int]]
 
 
@@ -63,7 +66,7 @@ def train_summarize(options: SummarizeOptions, *, quiet: bool = False) -> TrainR
 
 
 def read_data(options: SummarizeOptions) -> Data:
-    """Read the files, hold out a dev set where none is given, compute the oracle labels."""
+    """Read the files, hold out a dev set where none is given, compute the labels."""
     names = ("loss", *KINDS)
     if options.metric is not None and options.metric not in names:
         raise UsageError(
@@ -80,7 +83,10 @@ def read_data(options: SummarizeOptions) -> Data:
     parts = []
     for documents in (train, *others):
         marks, oracle = summarize.targets(documents, most=options.sentences, stem=options.stem)
-        parts.append(Part(documents, marks, oracle))
+        aims = marks
+        if is_listwise(options):
+            aims = summarize.values(documents, stem=options.stem)
+        parts.append(Part(documents, marks, aims, oracle))
     if not parts[0].marks.any():
         raise FilbertError(
             f"{options.data}: no sentence of any document has a word in common with its summary, "
@@ -89,11 +95,16 @@ def read_data(options: SummarizeOptions) -> Data:
     return Data(parts)
 
 
+def is_listwise(options: SummarizeOptions) -> bool:
+    """Whether sentences of a document compete: as asked for, else where one is wanted."""
+    return (options.loss or ("listwise" if options.sentences == 1 else "binary")) == "listwise"
+
+
 def build(options: SummarizeOptions, data: Data, machine: Machine) -> Job:
     """The model with a new head, the encoded documents, and what the loop asks of them."""
     device = machine.device
     base = open_base(options)
-    model = summarize.head(str(base.folder), **base.changes)
+    model = summarize.head(str(base.folder), sentence_pooling=options.pooling, **base.changes)
     reading: dict[str, Any] = {"max_length": base.max_length, "stride": base.stride}
     encoded = [
         summarize.encode(
@@ -104,15 +115,16 @@ def build(options: SummarizeOptions, data: Data, machine: Machine) -> Job:
     ]  # fmt: skip
     trimmed = TrimmedEmbedding(model.base_model, *(part.encoded for part in encoded))
     encoded = [summarize.trim(part, trimmed.encode(part.encoded)) for part in encoded]
-    marks = [torch.from_numpy(part.marks) for part in data.parts]
+    aims = [torch.from_numpy(part.aims) for part in data.parts]
+    loss_of = summarize.listwise_loss if is_listwise(options) else summarize.loss
     limits = Limits(sentences=options.sentences, blocking=options.blocking)
 
     def batch_loss(trained: nn.Module, windows: Ids) -> tuple[Tensor, Tensor]:
         assert isinstance(trained, BertForExtractiveSummary)
         batch = encoded[0].gather(windows)
-        losses = summarize.loss(
+        losses = loss_of(
             summarize.logits_of(trained, batch),
-            marks[0][torch.from_numpy(batch.numbers)].to(device),
+            aims[0][torch.from_numpy(batch.numbers)].to(device),
             torch.from_numpy(batch.counts).to(device),
             label_smoothing=options.label_smoothing,
         )
@@ -125,11 +137,10 @@ def build(options: SummarizeOptions, data: Data, machine: Machine) -> Job:
             trained, encoded[place], batch_tokens=options.batch_tokens
         )
         chosen = summarize.decode(logits, part.documents.sentences, encoded[place], limits=limits)
-        counts = torch.tensor([max(1, len(logits))])
-        mean = summarize.loss(torch.from_numpy(logits), marks[place], counts)
-        return {
-            "loss": float(mean), **summarize.score(part.documents, chosen, stem=options.stem)
-        }  # fmt: skip
+        counts = torch.from_numpy(np.diff(encoded[place].document_sentences))
+        losses = loss_of(torch.from_numpy(logits), aims[place], counts[counts > 0])
+        mean = float(losses.mean()) if len(losses) else 0.0
+        return {"loss": mean, **summarize.score(part.documents, chosen, stem=options.stem)}
 
     def finish(best: BertForExtractiveSummary) -> tuple[Manifest, dict[str, Any]]:
         computing = for_inference(best, device, machine.dtype, head="classifier")

@@ -19,5 +19,11 @@ class SummarizeOptions(TuneOptions):
     )
     header: bool | None = Field(None, description="First row holds the column names")
     sentences: int = Field(3, gt=0, le=1000, description="Sentences of a summary, and of labels")
+    pooling: Literal["mean", "cls"] = Field(
+        "mean", description="A sentence is read from the mean of its tokens, or from its [CLS]"
+    )
+    loss: Literal["listwise", "binary"] | None = Field(
+        None, description="Which sentence of a document (for one), or each by itself (for several)"
+    )
     blocking: bool = Field(True, description="Pass over sentences that repeat three words")
     stem: bool = Field(False, description="ROUGE on stems of English words (Porter)")

@@ -123,6 +123,41 @@ def test_loss_by_hand() -> None:
     torch.testing.assert_close(smooth, torch.tensor([0.693147]), atol=1e-5, rtol=0)
 
 
+def test_listwise_loss_by_hand() -> None:
+    # windows of two, one and three sentences. The first: aims softmax(5, 4) = 0.731059, 0.268941;
+    # the model's chances 1/4 and 3/4. One sentence leaves no choice. Three equal ones: ln 3.
+    logits = torch.tensor([0.0, 1.0986123, -7.0, 0.3, 0.3, 0.3], requires_grad=True)
+    values = torch.tensor([0.5, 0.4, 0.9, 0.2, 0.2, 0.2])
+    counts = torch.tensor([2, 1, 3])
+    got = summarize.listwise_loss(logits, values, counts)
+    torch.testing.assert_close(got, torch.tensor([1.090832, 0.0, 1.098612]), atol=1e-5, rtol=0)
+    got.sum().backward()  # the model's chances less the aims
+    wanted = torch.tensor([0.25 - 0.731059, 0.75 - 0.268941, 0.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(logits.grad, wanted, atol=1e-5, rtol=0)
+    # aims 0.8 x 0.731059 + 0.1 and the rest
+    smooth = summarize.listwise_loss(logits, values, counts, label_smoothing=0.2)
+    torch.testing.assert_close(smooth[0].detach(), torch.tensor(1.040063), atol=1e-5, rtol=0)
+
+
+def test_listwise_loss_bears_any_logits() -> None:
+    logits = torch.tensor([-2e4, 3e4, 1e4], requires_grad=True)
+    got = summarize.listwise_loss(logits, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([2, 1]))
+    torch.testing.assert_close(got[1], torch.tensor(0.0))
+    got.sum().backward()
+    assert torch.isfinite(got).all() and torch.isfinite(logits.grad).all()
+
+
+def test_values_by_hand() -> None:
+    pytest.importorskip("rouge_score", reason="the package rouge-score is not installed")
+    documents = Documents(
+        [["the cat sat", "it was late"], [], ["天气很好", "下雨"]],
+        [["the cat ran", "so late"], ["空"], ["下雨"]], "a", [1, 2, 3],
+    )  # fmt: skip
+    # words 2 x 2 / 6, pairs 2 x 1 / 4, their mean; words 2 x 1 / 5, no pair; nothing; all
+    expected = [(2 / 3 + 1 / 2) / 2, (2 / 5) / 2, 0.0, 1.0]
+    np.testing.assert_allclose(summarize.values(documents, stem=False), expected, atol=1e-6)
+
+
 def test_damaged_weights_are_told(model) -> None:
     broken = BertForExtractiveSummary(tiny_config())
     with torch.no_grad():
