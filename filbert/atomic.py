@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filbert.errors import FilbertError, UsageError
@@ -168,6 +168,54 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def check_out(
+    out: Path,
+    what: str,
+    ours: Callable[[set[str]], bool],
+    *,
+    overwrite: bool,
+    reads: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Raise `UsageError` unless the folder `out` may be written: it is new or empty, or what is
+    there is ours and `overwrite` was given, and nothing of `reads` lies in it.
+
+    what: what is written, for messages ("vocabulary"); ours: whether a folder with these names in
+    it is such a thing. A swap of folders that was cut off is ended first.
+    """
+    restore_folder(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    inside = [path for path in reads if Path(path).resolve().is_relative_to(out.resolve())]
+    if inside:
+        raise UsageError(f"--out {out} holds {inside[0]}, which is read; choose another folder")
+    names = set(os.listdir(out)) if out.is_dir() else set()
+    if names and not ours(names):
+        raise UsageError(
+            f"--out {out} holds files that are not of a {what} ({min(names)} ...); choose another "
+            "folder"
+        )
+    if names and not overwrite:
+        raise UsageError(f"--out {out} is not empty; --overwrite replaces the {what} in it")
+
+
+@contextlib.contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, for `replace_folder`, that is gone afterwards, whatever happens.
+    Raises `FilbertError` where it cannot be made."""
+    out = Path(os.path.realpath(out))
+    temp = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir()
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        yield temp
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def cannot_write(target: Path, error: OSError) -> FilbertError:

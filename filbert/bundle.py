@@ -94,6 +94,11 @@ class Bundle:
     tokenizer: BertTokenizer
 
 
+def is_bundle(names: set[str]) -> bool:
+    """Whether a folder with these names in it is a bundle of filbert's."""
+    return MANIFEST in names
+
+
 def open_bundle(
     name: str | PathLike[str],
     *,

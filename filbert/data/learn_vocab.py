@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from filbert import __version__
-from filbert.atomic import cannot_write, replace_folder, restore_folder, write_file
+from filbert.atomic import cannot_write, check_out, replace_folder, write_file
 from filbert.data.corpus import corpus_files, read_documents
 from filbert.data.meter import Meter
 from filbert.data.vocab_options import VocabOptions
@@ -85,7 +85,7 @@ def learn_vocabulary(options: VocabOptions, *, quiet: bool = False) -> VocabResu
     special = _special(options) if base is None else []
     out = Path(options.out)
     files = corpus_files(options.corpus)
-    _check_out(out, files, overwrite=options.overwrite)
+    check_out(out, "vocabulary", set(FILES).issuperset, overwrite=options.overwrite, reads=files)
     accents = None if base is None else base.settings.strip_accents
     counter = WordCounter(lower=options.kind != "cased", strip_accents=accents)
     read = _read(options, files, counter, quiet=quiet)
@@ -218,23 +218,6 @@ def _special(options: VocabOptions) -> list[str]:
             f"--size {options.size:,} has no room beside {len(special):,} special and unused tokens"
         )
     return special
-
-
-def _check_out(out: Path, files: list[str], *, overwrite: bool) -> None:
-    restore_folder(out)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder")
-    content = sorted(os.listdir(out)) if out.is_dir() else []
-    if foreign := [name for name in content if name not in FILES]:
-        raise UsageError(
-            f"--out {out} holds files that are not of a vocabulary ({foreign[0]} ...); "
-            "choose another folder"
-        )
-    if content and not overwrite:
-        raise UsageError(f"--out {out} is not empty; --overwrite replaces the vocabulary in it")
-    inside = [file for file in files if Path(file).resolve().is_relative_to(out.resolve())]
-    if inside:
-        raise UsageError(f"--out {out} holds {inside[0]}, which is read; choose another folder")
 
 
 def _read(options: VocabOptions, files: list[str], counter: WordCounter, *, quiet: bool) -> _Read:

@@ -14,12 +14,8 @@ tolerance nothing is left behind. `export.json` holds what was measured.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +23,9 @@ from typing import Any
 import torch
 
 from filbert import __version__
-from filbert.atomic import cannot_write, replace_folder, write_file
-from filbert.bundle import MANIFEST, Bundle, model_card, open_bundle
-from filbert.errors import FilbertError, UsageError
+from filbert.atomic import beside, check_out, replace_folder, write_file
+from filbert.bundle import MANIFEST, Bundle, is_bundle, model_card, open_bundle
+from filbert.errors import FilbertError
 from filbert.infer.export_compare import TOLERANCE, Compared, compare, comparison_batches
 from filbert.infer.export_formats import AOT, FORMATS, OPSET, check_compiler
 from filbert.infer.export_options import ExportOptions
@@ -73,7 +69,8 @@ def export(options: ExportOptions) -> Exported:
     """
     began = time.monotonic()
     out = Path(options.out)
-    _check_out(out, options)
+    reads = [options.bundle] if options.data is None else [options.bundle, options.data]
+    check_out(out, "bundle", is_bundle, overwrite=options.overwrite, reads=reads)
     format = FORMATS[options.format]
     format.check()
     check_compiler(options.aot)
@@ -87,7 +84,7 @@ def export(options: ExportOptions) -> Exported:
         )
     graph = PlainModel(bundle.model)
     batches, source = comparison_batches(bundle, options)
-    with _beside(out) as temp:
+    with beside(out) as temp:
         format.write(graph, temp, options.opset or OPSET, options.aot)
         compared = {
             runtime.name: compare(bundle.model, runtime, batches, source=source)
@@ -101,16 +98,6 @@ def export(options: ExportOptions) -> Exported:
     return Exported(out, record, compared, time.monotonic() - began)
 
 
-def _check_out(out: Path, options: ExportOptions) -> None:
-    if out.exists() and out.resolve() == Path(options.bundle).resolve():
-        raise UsageError(f"--out {out} is the bundle itself; name another folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not options.overwrite:
-            raise UsageError(f"{out} exists; name another folder, or give --overwrite")
-        if not (out / MANIFEST).is_file():
-            raise UsageError(f"{out} is no bundle of filbert's, so --overwrite leaves it alone")
-
-
 def _check_difference(runtime: str, found: Compared) -> None:
     if found.difference <= TOLERANCE:  # False of a NaN, too
         return
@@ -120,23 +107,6 @@ def _check_difference(runtime: str, found: Compared) -> None:
         "Nothing was written. Another version of the packages may help (pip install -c "
         "constraints.txt); please report it with the model"
     )
-
-
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that is gone afterwards, whatever happens."""
-    out = Path(os.path.realpath(out))
-    temp = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temp, ignore_errors=True)
-            temp.mkdir()
-        except OSError as error:
-            raise cannot_write(out, error) from error
-        yield temp
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _record(

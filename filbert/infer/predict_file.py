@@ -128,8 +128,8 @@ def predict_file(
         "options": {**reading, **options, "csv": sheet},
     }
     if resume and not overwrite and target.is_file() and not _partial(target).exists():
-        with open(target, "rb") as file:
-            written = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+        with open(target, "rb") as whole:
+            written = sum(block.count(b"\n") for block in iter(lambda: whole.read(1 << 20), b""))
         _say(f"{target} is finished already; --overwrite answers anew")
         written -= sheet and written > 0  # the header
         return FileReport(written, 0, [], 0, time.monotonic() - began)

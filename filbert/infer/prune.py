@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from filbert.bundle import MANIFEST, Bundle, Manifest, open_bundle, save_bundle
+from filbert.atomic import check_out
+from filbert.bundle import Bundle, Manifest, is_bundle, open_bundle, save_bundle
 from filbert.data.corpus import corpus_files, read_documents
 from filbert.data.examples import REGRESSION, check_known_labels, read_examples
 from filbert.data.packing import Encoded, plan_once
@@ -330,14 +331,8 @@ def _check(options: PruneOptions) -> None:
         )
     if options.test is not None and options.data is None:
         raise UsageError("--test goes with --data FILE")
-    out = Path(options.out)
-    if out.exists() and out.resolve() == Path(options.bundle).resolve():
-        raise UsageError(f"--out {out} is the bundle itself; name another folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not options.overwrite:
-            raise UsageError(f"{out} exists; name another folder, or give --overwrite")
-        if not (out / MANIFEST).is_file():
-            raise UsageError(f"{out} is no bundle of filbert's, so --overwrite leaves it alone")
+    read = [path for path in (options.bundle, options.data, options.test) if path is not None]
+    check_out(Path(options.out), "bundle", is_bundle, overwrite=options.overwrite, reads=read)
 
 
 def _read(

@@ -286,7 +286,7 @@ def test_a_failed_one_leaves_the_folder_that_was_there(
     out = tmp_path / "out"
     export(options(place / "source", out, "onnx"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(UsageError, match="exists; name another folder, or give --overwrite"):
+    with pytest.raises(UsageError, match="is not empty; --overwrite"):
         export(options(place / "source", out, "onnx"))
     stand_in["shift"] = 1.0
     with pytest.raises(FilbertError, match="answers otherwise"):
@@ -337,11 +337,11 @@ def test_tasks_and_models_that_are_not_exported(tmp_path: Path, place: Path) -> 
     headed(tmp_path / "source", "summarize", BertForExtractiveSummary)
     with pytest.raises(FilbertError, match="a model of the task summarize is not exported; those"):
         export(options(tmp_path / "source", tmp_path / "out", "torch"))
-    with pytest.raises(UsageError, match="is the bundle itself"):
+    with pytest.raises(UsageError, match="source, which is read"):
         export(options(place / "source", place / "source", "torch", overwrite=True))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("words", "utf-8")
-    with pytest.raises(UsageError, match="is no bundle of filbert's"):
+    with pytest.raises(UsageError, match="files that are not of a bundle"):
         export(options(place / "source", tmp_path / "mine", "torch", overwrite=True))
     assert not (tmp_path / "out").exists()
 

@@ -189,9 +189,9 @@ def test_everything_at_once(place: Path) -> None:
         ({"layers": 2, "data": "rows", "metric": "mse"}, "--metric 'mse': there are loss"),
         ({"heads": 16, "data": "rows"}, "4 x 4 heads"),
         ({"vocab": ["corpus"], "test": "rows"}, "--test goes with"),
-        ({"vocab": ["corpus"], "out": "whole"}, "is the bundle itself"),
-        ({"vocab": ["corpus"], "out": "full"}, "give --overwrite"),
-        ({"vocab": ["corpus"], "out": "full", "overwrite": True}, "is no bundle"),
+        ({"vocab": ["corpus"], "out": "whole"}, "whole, which is read"),
+        ({"vocab": ["corpus"], "out": "full"}, r"not of a bundle \(letter.txt"),
+        ({"vocab": ["corpus"], "out": "full", "overwrite": True}, "not of a bundle"),
         ({"vocab": ["empty.txt"]}, "no text in it"),
     ],
 )
