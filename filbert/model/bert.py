@@ -181,6 +181,7 @@ class BertEncoder(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
+        self.config = config
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
@@ -193,6 +194,14 @@ class BertEncoder(nn.Module):
         first: Tensor | None,
         wanted: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor | None, ...]]:
+        if self.training and not keep_states and isinstance(layout, PackedLayout):
+            from filbert.model.native_train import run_stack, stack_of
+
+            lengths = torch.tensor([n for texts, n in layout.runs for _ in range(texts)])
+            stack = stack_of(self, hidden, lengths)
+            if stack is not None:
+                places = first if first is not None else wanted
+                return run_stack(stack, self, hidden, lengths, places), None, ()
         states, maps = [hidden], []
         for layer in self.layer:
             asked = (first, wanted) if layer is self.layer[-1] else (None, None)

@@ -125,6 +125,21 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     logger.info("%s: %s", type(model).__name__, path)
 
 
+def training_path(model: nn.Module) -> str | None:
+    """One line on what computes the layers of `model` in training, and why; None away from the
+    CPU, where there is no choice."""
+    from filbert.model.bert import BertEncoder
+    from filbert.model.native_train import SWITCH, why_not
+
+    if any(weight.device.type != "cpu" for weight in model.parameters()):
+        return None
+    encoders = [module for module in model.modules() if isinstance(module, BertEncoder)]
+    reason = why_not(encoders[0]) if encoders else "there is no BERT encoder in this model"
+    if reason is None:
+        return f"layers: native forward and backward (AMX); {SWITCH}=0 leaves them to PyTorch"
+    return f"layers: PyTorch, no native training: {reason}"
+
+
 def for_inference(
     model: Model, device: torch.device, dtype: torch.dtype, *, head: str | None = None
 ) -> Model:

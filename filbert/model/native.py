@@ -12,11 +12,9 @@ are changed afterwards, the copy is made again at the next call.
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import threading
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,58 +24,22 @@ from filbert.errors import FilbertError
 from filbert.model.bert import BertLayer, BertModel
 from filbert.model.config import BertConfig
 from filbert.model.inputs import check_ids, check_places
+from filbert.model.native_library import ACTIVATIONS, LIBRARY, Pointer, library
 from filbert.model.outputs import ModelOutput
 
-LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
-ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
+__all__ = [
+    "LIBRARY",
+    "NativeEncoder",
+    "attach",
+    "close",
+    "keep_float32",
+    "library",
+    "serves",
+    "why_not",
+]
+
 ALL = 15  # products of a layer in int8: 1 projections, 2 output, 4 inner, 8 outer, added up
 CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
-Pointer = ctypes.c_void_p
-
-
-@functools.cache
-def library() -> ctypes.CDLL | str:
-    """The compiled library, ready to call; or why there is none, in words."""
-    if not LIBRARY.is_file():
-        return "filbert was installed without its native encoder (no C++ compiler at that time)"
-    try:
-        lib = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        return f"the native encoder does not load: {error}"
-    number, real = ctypes.c_int, ctypes.c_float
-    for name, result, arguments in (
-        ("filbert_native_level", number, []),
-        ("filbert_encoder_new", Pointer, [Pointer, real]),
-        ("filbert_encoder_free", None, [Pointer]),
-        ("filbert_encoder_forked", None, [Pointer]),
-        ("filbert_encoder_embeddings", number, [Pointer] * 6),
-        ("filbert_encoder_layer", number, [Pointer, number, Pointer, number]),
-        (
-            "filbert_encoder_run",
-            number,
-            [Pointer] * 5 + [number, Pointer, number, number, number],
-        ),
-        ("filbert_tile_rate", ctypes.c_double, [number, number]),
-        ("filbert_train_new", Pointer, [Pointer, real]),
-        ("filbert_train_free", None, [Pointer]),
-        (
-            "filbert_train_forward",
-            number,
-            [Pointer] * 4
-            + [number, Pointer, number, ctypes.c_uint64, Pointer, Pointer]
-            + [number] * 2,
-        ),
-        ("filbert_train_backward", number, [Pointer, number] + [Pointer] * 4 + [number] * 2),
-        ("filbert_train_release", None, [Pointer, number]),
-        ("filbert_train_mask", None, [ctypes.c_uint64] + [number] * 6 + [Pointer]),
-    ):
-        function = getattr(lib, name, None)
-        if function is None:
-            return f"the native encoder is of another version (no {name}); install filbert again"
-        function.restype, function.argtypes = result, arguments
-    if not lib.filbert_native_level():
-        return "this processor or kernel has no AMX"
-    return lib
 
 
 def why_not(config: Any) -> str | None:

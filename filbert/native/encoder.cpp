@@ -37,6 +37,7 @@
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -76,6 +77,7 @@ EXPORT int filbert_native_level() {
 
 namespace {
 #include "encoder.hpp"
+#include "train.hpp"
 }  // namespace
 
 // shape: layers, hidden, heads, head_size, inner, activation. Null if memory ran out.
@@ -176,6 +178,57 @@ EXPORT double filbert_tile_rate(int steps, int loads) {
     return steps * 4.0 * 2 * 16 * 16 * 32 / seconds.count() / 1e9;
 }
 
+// shape: as for `filbert_encoder_new`, hidden, head and inner size multiples of 32. Null if memory ran out.
+EXPORT void* filbert_train_new(const int* shape, float eps) {
+    try {
+        return new Trainer(shape, eps);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+
+EXPORT void filbert_train_free(void* trainer) { delete static_cast<Trainer*>(trainer); }
+
+// The stack of layers forward. weights: of each layer 16 tensors in the order of `Tensor`, bfloat16;
+// hidden: (tokens, hidden); wanted: null, or places of the tokens whose result is asked for; out:
+// (tokens or wanted, hidden). dropped: of 65536, attention weights and updates of the states. Returns
+// the number under which what the way back needs is kept, or -1 where memory ran out.
+EXPORT int filbert_train_forward(void* trainer, const void* const* weights, const void* hidden, const int* lengths, int texts,
+                                 const int* wanted, int wanted_count, uint64_t seed, const int* dropped, void* out, int threads,
+                                 int piece_tokens) {
+    try {
+        const Dropout drop{seed, unsigned(dropped[0]), unsigned(dropped[1])};
+        return static_cast<Trainer*>(trainer)->forward(reinterpret_cast<const bf16* const*>(weights), static_cast<const bf16*>(hidden),
+                                                       lengths, texts, wanted, wanted_count, drop, static_cast<bf16*>(out), threads,
+                                                       piece_tokens);
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
+}
+
+// And back: from the gradient of `out` to that of `hidden` (may be null) and of the weights (each may
+// be null); layers below `lowest` are left out. 0, or 1 where memory ran out.
+EXPORT int filbert_train_backward(void* trainer, int run, const void* const* weights, const void* given, void* by_hidden,
+                                  void* const* grads, int lowest, int threads) {
+    try {
+        static_cast<Trainer*>(trainer)->backward(run, reinterpret_cast<const bf16* const*>(weights), static_cast<const bf16*>(given),
+                                                 static_cast<bf16*>(by_hidden), reinterpret_cast<bf16* const*>(grads), lowest, threads);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+// Let go of what a forward pass kept.
+EXPORT void filbert_train_release(void* trainer, int run) { static_cast<Trainer*>(trainer)->release(run); }
+
+// Which of `count` elements of a row are kept, 1 or 0: element by element, to check the masks by. site:
+// 0 attention weights (a row is a query's), 1 updates by attention, 2 by the feed-forward part.
+EXPORT void filbert_train_mask(uint64_t seed, int layer, int site, int head, int token, int dropped, int count, uint8_t* out) {
+    const uint32_t key = mask_key(seed, layer, site, head, token);
+    for (int i = 0; i < count; ++i) out[i] = (mask_word(key, i / 2) >> (i % 2 ? 16 : 0) & 0xffff) >= uint32_t(dropped);
+}
+
 #pragma GCC pop_options
 #else
 
@@ -186,5 +239,11 @@ EXPORT int filbert_encoder_layer(void*, int, const float* const*, int) { return 
 EXPORT int filbert_encoder_run(void*, const int64_t*, const int64_t*, const float*, const int*, int, float*, int, int, int) { return 1; }
 EXPORT void filbert_encoder_forked(void*) {}
 EXPORT double filbert_tile_rate(int, int) { return 0; }
+EXPORT void* filbert_train_new(const int*, float) { return nullptr; }
+EXPORT void filbert_train_free(void*) {}
+EXPORT int filbert_train_forward(void*, const void* const*, const void*, const int*, int, const int*, int, uint64_t, const int*, void*, int, int) { return -1; }
+EXPORT int filbert_train_backward(void*, int, const void* const*, const void*, void*, void* const*, int, int) { return 1; }
+EXPORT void filbert_train_release(void*, int) {}
+EXPORT void filbert_train_mask(uint64_t, int, int, int, int, int, int, uint8_t*) {}
 
 #endif

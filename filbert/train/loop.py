@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from filbert.errors import FilbertError
+from filbert.model.device import training_path
 from filbert.tasks.metrics import lower_is_better
 from filbert.train import state
 from filbert.train.optim import Average, Optimizer
@@ -256,6 +257,8 @@ def fit(
     logged_at = time.monotonic()
     log_every = max(1, plan.total_steps // LOG_ROWS) if plan.total_steps is not None else 1
     model.train()
+    if (path := training_path(model)) is not None:
+        tracker.message(path)
     with SignalFlag() as signals:
         while progress.done < 1 and not progress.stopped:
             step_started = time.monotonic()
