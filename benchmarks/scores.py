@@ -209,12 +209,14 @@ def run_once(
             files[task.scored], *(() if targets is None else ("--target-data", str(targets)))
         )
     also = {told: scored(options.data_root / file) for told, file in task.also.items()}
+    if teacher:
+        kept = {metric: teacher[metric] for metric in task.metrics}
+        also["dev (teacher)"] = {"rows": record["rows"], "scores": kept}
     return {
         "task": name,
         "seed": seed,
         **record,
         **({"also": also} if also else {}),
-        **({"teacher": teacher} if teacher else {}),
         "last_epoch": last_epoch(out, task.metrics[0]) if task.is_dev else None,
         "best_step": trained["best_step"],
         "steps": trained["steps"],
