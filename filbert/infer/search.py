@@ -3,9 +3,10 @@
     filbert search notes.txt "how do I get my money back" --bundle all-MiniLM-L6-v2
     filbert search faq.csv "退款" --bundle runs/vectors --index faq.safetensors
 
-Every row is compared, exactly, in blocks. In memory are the vectors alone; the texts of the hits
-are read again at the end. Vectors are kept between searches only in a file that `--index` names:
-it carries a digest of the searched file and of the model, and a stale one is refused, not mended.
+Every row is compared, exactly, in blocks, and only the best are kept; the texts of the hits are
+read again at the end. Vectors are kept between searches only in a file that `--index` names, and
+then all of them are in memory while it is made or read: it carries a digest of the searched file
+and of the model, and a stale one is refused, not mended.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from filbert.tasks.embed import normalized
 from filbert.tasks.retrieval import nearest
 
 Floats = NDArray[np.float32]
+Block = tuple[Floats, NDArray[np.int64]]  # (n, d) vectors, (n,) row numbers
 
 
 @dataclass(frozen=True)
@@ -55,41 +57,60 @@ def search(options: SearchOptions, embedder: Embedder) -> list[Hit]:
         raise UsageError("the query is empty; expected a few words or a question")
     if options.file == "-":
         raise UsageError("a search reads its file twice; standard input can be read once. Save it")
-    vectors, rows = indexed(options, embedder)
     asked = normalized(embedder.vectors([options.query], dimensions=options.dimensions))
-    places, scores = nearest(asked, vectors, top=options.top)
-    wanted = {int(rows[place]): float(value) for place, value in zip(places[0], scores[0],
-              strict=True)}  # fmt: skip
+    blocks = iter([indexed(options, embedder)]) if options.index else encoded(options, embedder)
+    wanted = best_of(asked, blocks, top=options.top)
+    if not wanted:
+        raise FilbertError(f"{options.file}: no row has any text")
     texts = texts_of(options, set(wanted))
     return [Hit(row, value, texts[row]) for row, value in wanted.items()]
 
 
-def indexed(options: SearchOptions, embedder: Embedder) -> tuple[Floats, NDArray[np.int64]]:
+def best_of(asked: Floats, blocks: Iterator[Block], *, top: int) -> dict[int, float]:
+    """Row number and cosine of the `top` rows nearest to `asked` (1, d), best first; of equals the
+    earlier comes first."""
+    best_rows, best_scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for vectors, rows in blocks:
+        places, scores = nearest(asked, vectors, top=top)
+        best_rows = np.concatenate([best_rows, rows[places[0]]])
+        best_scores = np.concatenate([best_scores, scores[0]])
+        order = np.lexsort((best_rows, -best_scores))[:top]
+        best_rows, best_scores = best_rows[order], best_scores[order]
+    return dict(zip(best_rows.tolist(), best_scores.tolist(), strict=True))
+
+
+def indexed(options: SearchOptions, embedder: Embedder) -> Block:
     """(n, d) the normalised vectors of a file's rows and (n,) the numbers of these rows: from the
-    index if there is one, which is else written if it was asked for."""
-    if options.index is None:
-        return computed(options, embedder)
+    index, which is written first if there is none."""
+    assert options.index is not None
     path = Path(options.index)
     stamp = stamp_of(options, embedder)
     if path.exists():
         return read_index(path, stamp)
-    vectors, rows = computed(options, embedder)
+    count = sum(1 for _ in texts_and_numbers(options, embedder))
+    width = options.dimensions or embedder.model.config.hidden_size
+    vectors, rows = np.empty((count, width), np.float32), np.empty(count, np.int64)
+    done = 0
+    for some, numbers in encoded(options, embedder):
+        if done + len(some) > count:
+            raise changed(options)
+        vectors[done : done + len(some)], rows[done : done + len(some)] = some, numbers
+        done += len(some)
+    if done < count:
+        raise changed(options)
+    if not count:
+        raise FilbertError(f"{options.file}: no row has any text")
     with atomic_path(path) as temp:
         save_file({"vectors": vectors, "rows": rows}, temp, metadata={"filbert": stamp})
     return vectors, rows
 
 
-def computed(options: SearchOptions, embedder: Embedder) -> tuple[Floats, NDArray[np.int64]]:
-    """The vectors of all rows that have a text, normalised, and the numbers of these rows."""
-    blocks, numbers = [], []
+def encoded(options: SearchOptions, embedder: Embedder) -> Iterator[Block]:
+    """The vectors of all rows that have a text, normalised, and the numbers of these rows, some
+    rows at a time."""
     for block in windows(texts_and_numbers(options, embedder), WINDOW):
-        blocks.append(
-            normalized(embedder.vectors([t for _, t in block], dimensions=options.dimensions))
-        )
-        numbers += [number for number, _ in block]
-    if not blocks:
-        raise FilbertError(f"{options.file}: no row has any text")
-    return np.concatenate(blocks), np.asarray(numbers, np.int64)
+        vectors = embedder.vectors([text for _, text in block], dimensions=options.dimensions)
+        yield normalized(vectors), np.array([number for number, _ in block], np.int64)
 
 
 def texts_and_numbers(options: SearchOptions, embedder: Embedder) -> Iterator[tuple[int, str]]:
@@ -118,8 +139,13 @@ def texts_of(options: SearchOptions, wanted: set[int]) -> dict[int, str]:
             if len(found) == len(wanted):
                 break
     if len(found) < len(wanted):
-        raise FilbertError(f"{options.file} changed while it was searched; search again")
+        raise changed(options)
     return found
+
+
+def changed(options: SearchOptions) -> FilbertError:
+    """A file that is not the same when it is read a second time."""
+    return FilbertError(f"{options.file} changed while it was searched; search again")
 
 
 def stamp_of(options: SearchOptions, embedder: Embedder) -> str:
@@ -147,7 +173,7 @@ def digest(path: Path) -> str:
         raise UsageError(f"cannot open {path}: {error.strerror or error}") from None
 
 
-def read_index(path: Path, stamp: str) -> tuple[Floats, NDArray[np.int64]]:
+def read_index(path: Path, stamp: str) -> Block:
     """The vectors and row numbers of an index. `UsageError` where it belongs to something else,
     `FilbertError` where it is damaged."""
     shapes = check_safetensors(path)

@@ -17,7 +17,7 @@ from filbert.infer.embed import Embedder, npy_header, write_vectors
 from filbert.infer.predict import Classifier, load
 from filbert.infer.rank import Ranker, rank_file, run_rank
 from filbert.infer.rank_options import RankOptions
-from filbert.infer.search import hit_lines, run_search, search
+from filbert.infer.search import best_of, hit_lines, run_search, search
 from filbert.infer.search_options import SearchOptions
 from tests.tiny_bundle import tiny_bundle, tiny_encoder
 
@@ -208,3 +208,19 @@ def test_rank_refuses_what_search_does(
     code, told = run(str(bundle), "call")  # a sentence, not what a library prints
     assert code == 2 and "Value error" not in told and "{" not in told
     assert told.endswith("give a query and --file, or --data to score the model\n")
+
+
+def test_blocks_give_what_all_rows_at_once_give() -> None:
+    """Of equal cosines the earlier row is first, also where they lie in two blocks."""
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((50, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[37] = vectors[12] = vectors[3]
+    rows = np.arange(1, 51)
+    asked = vectors[3:4]
+    cosines = (vectors @ asked[0]).tolist()
+    wanted = sorted(range(50), key=lambda place: (-cosines[place], place))[:9]
+    blocks = [(vectors[start : start + 7], rows[start : start + 7]) for start in range(0, 50, 7)]
+    found = best_of(asked, iter(blocks), top=9)
+    assert list(found) == [place + 1 for place in wanted] and list(found)[:3] == [4, 13, 38]
+    assert best_of(asked, iter([]), top=9) == {}
