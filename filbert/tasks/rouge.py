@@ -7,7 +7,9 @@ what the words are and which of several references counts.
   would so drop Chinese altogether and score it 0; here each Chinese, Japanese or Korean character
   is a word of its own. In text without them the words are exactly those of rouge-score.
 - Of several references the one with the highest ROUGE-1 counts, for all measures, as Cachola et al.
-  2020 score SciTLDR (https://github.com/allenai/scitldr, evaluate.py).
+  2020 score SciTLDR (https://github.com/allenai/scitldr, evaluate.py). That file runs ROUGE-1.5.5
+  through their files2rouge, whole texts in lower case, so their ROUGE-L is `rougeL`; whether with
+  stems (`stem=True`), see docs/summarize.md.
 - A summary may be a list of its sentences; ROUGE-Lsum compares sentence by sentence.
 
     >>> scores = rouge_scores(["the cat sat"], [["the cat ran", "a dog"]])

@@ -57,6 +57,19 @@ def test_the_reference_with_the_highest_rouge_1_counts_for_all() -> None:
     assert rouge_of("a b", ["b a", "a b x y"], scorer=make_scorer())["rouge2"] == 0.0
 
 
+def test_scitldr_is_scored_as_by_another_rouge(shared_data) -> None:
+    """py-rouge 1.1 (max_n 2, alpha 0.5, no stems, each text as one sentence), first sentences of
+    the first 100 test abstracts, the reference with the highest ROUGE-1."""
+    from filbert.data.summaries import read_documents
+
+    documents = read_documents(shared_data / "scitldr" / "test.jsonl").select(range(100))
+    assert documents.references is not None
+    got = rouge_scores([sentences[0] for sentences in documents.sentences], documents.references)
+    assert got["rouge1"] == pytest.approx(0.286973, abs=1e-6)
+    assert got["rouge2"] == pytest.approx(0.107561, abs=1e-6)
+    assert got["rougeL"] == pytest.approx(0.226750, abs=1e-6)
+
+
 def test_mean_over_summaries_and_an_empty_one() -> None:
     got = rouge_scores(["a b", ""], [["a b"], ["a b"]])
     assert got == dict.fromkeys(KINDS, 0.5)
