@@ -1,0 +1,77 @@
+// Random shapes and lengths through native training, built with sanitizers by `make sanitize`: no result
+// is checked here but that it is a number and has the same bits on one thread and on several
+// (tests/numerics/test_native_train.py compares the numbers).
+//
+//   fuzz_train [rounds] [seed]
+
+#include "../../filbert/native/encoder.cpp"
+
+#include <cstdio>
+#include <random>
+
+int main(int count, char** words) {
+    if (!filbert_native_level()) {
+        std::puts("skipped: no AMX here");
+        return 0;
+    }
+    const int rounds = count > 1 ? std::atoi(words[1]) : 200;
+    std::mt19937 draw(count > 2 ? std::atoi(words[2]) : 1);
+    auto number = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(draw); };
+    std::normal_distribution<float> normal(0.f, 0.2f);
+    using Values = std::vector<bf16>;
+    auto values = [&](size_t size) {
+        Values all(size);
+        for (bf16& value : all) value = to_bf16(normal(draw));
+        return all;
+    };
+    auto sound = [](const Values& all) {
+        return std::all_of(all.begin(), all.end(), [](bf16 value) { return (value & 0x7f80) != 0x7f80; });
+    };
+    for (int round = 0; round < rounds; ++round) {
+        const int heads = number(1, 3), head = 32 * number(1, 3), hidden = heads * head, inner = 32 * number(1, 6);
+        const int layers = number(1, 3), longest = number(1, 200);
+        const int shape[6] = {layers, hidden, heads, head, inner, number(0, 2)};
+        const size_t h = hidden, n = inner;
+        const size_t sizes[TENSORS] = {h * h, h, h * h, h, h * h, h, h * h, h, h * n, n, h * n, h, h, h, h, h};
+        std::vector<Values> weights;
+        std::vector<const void*> at;
+        for (int i = 0; i < layers * TENSORS; ++i) weights.push_back(values(sizes[i % TENSORS]));
+        for (const Values& weight : weights) at.push_back(weight.data());
+        void* trainer = filbert_train_new(shape, 1e-12f);
+        for (int call = 0; call < 2; ++call) {
+            const int texts = number(1, 10);
+            std::vector<int> lengths(texts), wanted;
+            int tokens = 0;
+            for (int& length : lengths) tokens += length = number(1, longest);
+            const bool some = number(0, 1);
+            for (int i = number(1, tokens); some && i > 0; --i) wanted.push_back(number(0, tokens - 1));
+            const size_t results = some ? wanted.size() : size_t(tokens);
+            const int dropped[2] = {number(0, 1) * number(0, 65535), number(0, 1) * number(0, 65535)}, lowest = number(0, layers - 1);
+            const Values hidden_states = values(tokens * h), given = values(results * h);
+            const int piece = number(1, 600);
+            std::vector<bool> asked;
+            for (int i = 0; i < layers * TENSORS; ++i) asked.push_back(number(0, 5) > 0 && i / TENSORS >= lowest);
+            // all results of a pass, at exactly their sizes, so that a write beyond one is seen
+            auto pass = [&](int threads) {
+                std::vector<Values> all{Values(results * h), Values(tokens * h)};
+                std::vector<void*> grads;
+                for (size_t i = 0; i < weights.size(); ++i) all.emplace_back(asked[i] ? weights[i].size() : 0);
+                for (size_t i = 0; i < weights.size(); ++i) grads.push_back(asked[i] ? all[2 + i].data() : nullptr);
+                const int run = filbert_train_forward(trainer, at.data(), hidden_states.data(), lengths.data(), texts,
+                                                      some ? wanted.data() : nullptr, int(wanted.size()), 7, dropped, all[0].data(),
+                                                      threads, piece);
+                if (run < 0 || filbert_train_backward(trainer, run, at.data(), given.data(), lowest ? nullptr : all[1].data(),
+                                                      grads.data(), lowest, threads))
+                    std::puts("out of memory"), std::exit(1);
+                filbert_train_release(trainer, run);
+                return all;
+            };
+            const auto one = pass(1), several = pass(number(1, 5));
+            for (const Values& part : one)
+                if (!sound(part)) return std::printf("round %d: no number\n", round), 1;
+            if (one != several) return std::printf("round %d: several threads give other bits\n", round), 1;
+        }
+        filbert_train_free(trainer);
+    }
+    std::printf("%d rounds\n", rounds);
+}
