@@ -18,7 +18,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from filbert.atomic import make_folder, write_file
 from filbert.errors import FilbertError
@@ -54,12 +62,27 @@ Task = Literal[
 ]  # fmt: skip
 
 
+Product = Literal["projections", "output", "inner", "outer"]  # of a layer, see model/native.py
+
 PIPELINES = {  # as the model hub calls the tasks
     "classify": "text-classification", "rank": "text-ranking", "tag": "token-classification",
     "answer": "question-answering", "summarize": "summarization", "translate": "translation",
     "fill": "fill-mask", "embed": "sentence-similarity",
 }  # fmt: skip
 LABELLED = ("classify", "rank", "tag")  # a row of the head for each label
+
+
+class Int8(BaseModel):
+    """Which products of the encoder `filbert quantize` left in int8, and what that changed."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    layers: list[list[Product]]  # of each layer, the first one first; the others are bfloat16
+    metric: str
+    float32: float  # the score
+    int8: float
+    rows: int = Field(ge=0)
+    data: str
 
 
 class Manifest(BaseModel):
@@ -82,6 +105,14 @@ class Manifest(BaseModel):
     settings: dict[str, JsonValue] = {}  # what one task alone needs; it checks them itself
     scores: dict[str, float | None] = {}
     provenance: dict[str, Any] = {}
+    int8: Int8 | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = plain(self)
+        if values.get("int8") is None:  # most bundles have none
+            values.pop("int8", None)
+        return values
 
 
 @dataclass(frozen=True)
@@ -197,6 +228,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if manifest.thresholds is not None and len(manifest.thresholds) != count:
         raise FilbertError(f"{path}: {len(manifest.thresholds)} thresholds for {count} labels")
+    if manifest.int8 is not None and len(manifest.int8.layers) != config.num_hidden_layers:
+        raise FilbertError(
+            f"{path}: int8 names {len(manifest.int8.layers)} layers, config.json "
+            f"{config.num_hidden_layers}; they do not belong together"
+        )
     return manifest
 
 

@@ -212,6 +212,18 @@ def _export(options: Any, as_json: bool) -> None:
         print(done)
 
 
+def _quantize(options: Any, as_json: bool) -> None:
+    from filbert.infer.quantize import quantize
+
+    done = quantize(options)
+    if as_json:
+        print_json(
+            {"out": str(done.out), **done.int8.model_dump(), "seconds": round(done.seconds, 3)}
+        )
+    else:
+        print(done)
+
+
 def _benchmark(options: Any, as_json: bool) -> None:
     from filbert.infer.benchmark import benchmark
     from filbert.infer.benchmark_picture import as_markdown
@@ -354,6 +366,14 @@ VERBS = (
         "Write a model for ONNX Runtime, OpenVINO, torch.export or TensorFlow.",
         "filbert.infer.export_options:ExportOptions",
         _export,
+        arguments=("bundle",),
+        recipes=False,
+    ),
+    Verb(
+        "quantize",
+        "Let a model compute in int8 where that loses next to nothing.",
+        "filbert.infer.quantize_options:QuantizeOptions",
+        _quantize,
         arguments=("bundle",),
         recipes=False,
     ),

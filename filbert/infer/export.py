@@ -150,7 +150,7 @@ def _write_the_rest(
     write_file(folder / REPORT, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     short = {"format": record["format"], "from": record["from"]}
     manifest = manifest.model_copy(
-        update={"provenance": {**manifest.provenance, "exported": short}}
+        update={"provenance": {**manifest.provenance, "exported": short}, "int8": None}
     )
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
     write_file(folder / MANIFEST, text + "\n")

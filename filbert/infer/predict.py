@@ -25,6 +25,7 @@ are those of training (`filbert/tasks/classify.py`). Whole files: `filbert/infer
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
@@ -40,10 +41,12 @@ from torch import nn
 from filbert.bundle import Bundle, open_bundle
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.overlap import BLOCK, in_order, workers_for
+from filbert.model import native
 from filbert.model.device import choose_device, choose_precision, for_inference
 from filbert.model.runtime import IN_PYTORCH, check_core
 from filbert.tasks import classify
 
+logger = logging.getLogger("filbert")
 WINDOW = 1024
 MOST_THREADS = 1024  # far more than helps; a mistyped number must not exhaust the machine
 
@@ -101,9 +104,25 @@ def load(
             "answer with. Fine-tune it first (filbert train --help), or look into it with filbert "
             "inspect"
         )
+    chosen = bundle.manifest.int8
+    if chosen is not None and precision == core == "auto" and place.type == "cpu":
+        if (without := native.why_not(bundle.model.base_model.config)) is None:
+            dtype, reason = torch.int8, "chosen by filbert quantize"
+            bundle.model.int8_products = [  # type: ignore[assignment]
+                sum(native.PRODUCTS[name] for name in layer) for layer in chosen.layers
+            ]
+        else:
+            logger.info("int8 of %s is left: %s", bundle.folder, without)
+    return predictor_of(bundle, place, dtype, reason, batch_tokens)
+
+
+def predictor_of(
+    bundle: Bundle, device: torch.device, dtype: torch.dtype, reason: str, batch_tokens: int
+) -> Any:
+    """What `PREDICTORS` has for the task of this bundle, which it takes over."""
     module, kind = PREDICTORS[bundle.manifest.task].split(":")
     return getattr(import_module(module), kind)(
-        bundle, device=place, dtype=dtype, reason=reason, batch_tokens=batch_tokens
+        bundle, device=device, dtype=dtype, reason=reason, batch_tokens=batch_tokens
     )
 
 

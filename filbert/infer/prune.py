@@ -129,7 +129,11 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     bundle = open_bundle(options.bundle)
-    model, tokenizer, manifest = bundle.model, bundle.tokenizer, bundle.manifest.model_copy()
+    model, tokenizer, manifest = (
+        bundle.model,
+        bundle.tokenizer,
+        bundle.manifest.model_copy(update={"int8": None}),
+    )
     if manifest.task in ("translate", "summarize") and options.vocab:
         raise UsageError(
             f"{options.bundle}: a bundle of the task {manifest.task}; vocabularies are trimmed of "

@@ -15,6 +15,7 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from filbert.model.outputs import ModelOutput
 
 __all__ = [
     "LIBRARY",
+    "PRODUCTS",
     "NativeEncoder",
     "attach",
     "close",
@@ -38,7 +40,8 @@ __all__ = [
     "why_not",
 ]
 
-ALL = 15  # products of a layer in int8: 1 projections, 2 output, 4 inner, 8 outer, added up
+PRODUCTS = {"projections": 1, "output": 2, "inner": 4, "outer": 8}  # of a layer, to be added up
+ALL = sum(PRODUCTS.values())
 CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
 
 
@@ -56,18 +59,20 @@ def why_not(config: Any) -> str | None:
 
 class NativeEncoder:
     """A copy of an encoder's weights, and the call that computes with them. `int8`: which products
-    of a layer are int8 instead of bfloat16, see `ALL`.
+    of a layer are int8 instead of bfloat16, see `PRODUCTS`; or those of each layer.
 
     Calls from several threads are safe; they take turns. `close` frees the memory, as does the
     collector."""
 
-    def __init__(self, bert: BertModel, int8: int = 0) -> None:
+    def __init__(self, bert: BertModel, int8: int | Sequence[int] = 0) -> None:
         lib, config = library(), bert.config
         reason = why_not(config)
         if isinstance(lib, str) or reason is not None:
             raise FilbertError(f"no native encoder: {reason}")
         assert isinstance(config, BertConfig)  # says why_not
-        self.config, self.int8, self._lib = config, int8, lib
+        layers = len(bert.encoder.layer)
+        self.int8 = [int8] * layers if isinstance(int8, int) else list(int8)
+        self.config, self._lib = config, lib
         shape = (ctypes.c_int * 6)(
             config.num_hidden_layers, config.hidden_size, config.num_attention_heads,
             config.head_size, config.intermediate_size, ACTIVATIONS[config.hidden_act],
@@ -93,10 +98,7 @@ class NativeEncoder:
             ]  # fmt: skip
             self._check(lib.filbert_encoder_embeddings(handle, *map(_address, self._tables)))
         for number, layer in enumerate(bert.encoder.layer):
-            assert isinstance(layer, BertLayer)
-            weights = [_plain(weight) for weight in _weights(layer)]
-            pointers = (Pointer * len(weights))(*map(_address, weights))
-            self._check(lib.filbert_encoder_layer(handle, number, pointers, int8))
+            self.pack(number, layer, self.int8[number])
 
     def __call__(
         self,
@@ -134,6 +136,14 @@ class NativeEncoder:
             )  # fmt: skip
         self._check(code)
         return out
+
+    def pack(self, number: int, layer: nn.Module, int8: int) -> None:
+        """Take a layer's weights, with these products in int8; no call may be under way."""
+        assert isinstance(layer, BertLayer) and self._handle is not None
+        weights = [_plain(weight) for weight in _weights(layer)]
+        pointers = (Pointer * len(weights))(*map(_address, weights))
+        self._check(self._lib.filbert_encoder_layer(self._handle, number, pointers, int8))
+        self.int8[number] = int8
 
     def close(self) -> None:
         """Free the weights, after a call that is under way. Further calls raise `FilbertError`."""
@@ -186,7 +196,8 @@ def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
             return reason
         if any(weight.device.type != "cpu" for weight in bert.parameters()):
             return "the model is not on the CPU"
-    int8 = ALL if dtype == torch.int8 else 0
+    chosen = getattr(model, "int8_products", None)  # of each layer, as filbert.json says
+    int8 = (chosen or ALL) if dtype == torch.int8 else 0
     natives = [NativeEncoder(bert, int8) for bert in encoders]  # from weights not yet rounded
     model.to(torch.bfloat16)
     for bert, native in zip(encoders, natives, strict=True):

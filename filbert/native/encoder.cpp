@@ -127,6 +127,8 @@ EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w
         // the scale of the scores, and the change from e to 2 as the base of the softmax, go to the queries
         const float scale = 1.44269504089f / std::sqrt(float(s.head_size));
         e.any_int8 |= int8 != 0;
+        layer.~Layer();  // packed before, maybe otherwise
+        new (&layer) Layer();
         pack(layer.qkv, int8 & 1, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, of_three, same(s.hidden),
              [&](int i) { return i / s.wide_head % 3 == 0 ? scale : 1.f; });
         pack(layer.out, int8 & 2, s.context, s.wide_hidden, w[2], w[3], all, same(s.hidden), of_heads, one);
