@@ -33,7 +33,7 @@ from filbert.model.bert import (
 )
 from filbert.model.config import BertConfig, read_config
 from filbert.model.crf import BertCrfForTokenClassification
-from filbert.model.sentence_head import BertForExtractiveSummary
+from filbert.model.sentence_head import BertForExtractiveSummary, means_from
 from filbert.model.span_head import BertForQuestionAnswering
 from filbert.model.weights import read_weights
 from filbert.sources import resolve
@@ -256,14 +256,22 @@ def _walk(
                 torch.tensor([[token.segment for token in tokens]]),
                 output_attentions=True,
             )
-            if summary:  # the text as one sentence, which its [CLS] stands for
-                model.classifier(output.last_hidden_state[:, 0])
+            if summary:  # the text as one sentence
+                model.classifier(sentence_states(model.config, output.last_hidden_state[0]))
     finally:
         for hook in hooks:
             hook.remove()
     weights = output.attentions[layer][0]  # (heads, tokens, tokens)
     stations = _Stations(model, config, seen, inputs, weights).all(layer)
     return stations, weights[head].float().numpy(), output
+
+
+def sentence_states(config: BertConfig, states: Tensor) -> Tensor:
+    """(1, hidden) what stands for a text that is one sentence, as in `BertForExtractiveSummary`.
+    states: (tokens, hidden)."""
+    if config.sentence_pooling == "mean":
+        return means_from(states, torch.zeros(1, dtype=torch.int64))
+    return states[:1]
 
 
 class _Stations:
@@ -392,7 +400,8 @@ class _Stations:
         if isinstance(self.model, BertForTokenClassification):
             return "T_i W^T + b", "D19 5.3"
         if isinstance(self.model, BertForExtractiveSummary):
-            return "T_[CLS] W^T + b of each sentence", "LL19 3.1"
+            mean = self.config.sentence_pooling == "mean"
+            return f"{'mean T' if mean else 'T_[CLS]'} W^T + b of each sentence", "LL19 3.1"
         return "C W^T + b", "D19 4.1"
 
 

@@ -6,9 +6,9 @@
     summarize(["One text ...", "Another ..."], sentences=1)   # a list of such answers, in order
     summarize([["A document.", "As sentences."]])             # a list of documents of sentences
 
-Each sentence carries its `score` (the probability of being chosen, as the model sees it), its
-`number` in the document and, of a text, `start` and `end`: text[start:end] is the sentence to the
-character. Documents of any length are read in windows of whole sentences. A bundle of the task that
+Each sentence carries its `score` (0 to 1; a probability of being chosen only where the model was
+trained by binary labels, else it orders the sentences of a document), its `number` in the document
+and, of a text, `start` and `end`: text[start:end] is the sentence to the character. Documents of any length are read in windows of whole sentences. A bundle of the task that
 writes summaries instead (an encoder-decoder) is opened by `filbert.infer.translate`.
 """
 

@@ -124,5 +124,5 @@ def test_a_score_that_is_no_number_is_told_with_its_row(tmp_path: Path, bad: str
     """Also where the column has no name: it is no third text that is not meant."""
     lines = ["a cat\ta dog\t3.0", f"red\tblue\t{bad}", "one\ttwo\t2"]
     for name, head in (("bare.tsv", []), ("named.tsv", ["first\tsecond\tscore"])):
-        with pytest.raises(FilbertError, match="no score in row [23]"):
+        with pytest.raises(FilbertError, match=r"no score in row [23]"):
             read_sentences(write(tmp_path / name, *head, *lines), kind=None)

@@ -286,7 +286,11 @@ def test_names_that_do_not_tell_the_format(tmp_path: Path) -> None:
         ("a.csv", b"\n\r\n\n", "holds no rows, only empty lines"),
         ("a.jsonl", b"\n\n", "holds no rows, only empty lines"),
         ("a.csv", b"text,label\n", "has a header ('text', 'label') but no rows"),
-        ("a.csv", gzip.compress(b"text", mtime=0), "is compressed by gzip; let its name end in .gz"),
+        (
+            "a.csv",
+            gzip.compress(b"text", mtime=0),
+            "is compressed by gzip; let its name end in .gz",
+        ),
         ("a.jsonl", lzma.compress(b"text"), "is compressed by xz"),
         ("a.csv", b"PK\x03\x04rest", "an Excel workbook"),
         ("a.csv", b"PAR1rest", "is a Parquet file"),

@@ -203,6 +203,32 @@ def test_a_bundle_of_any_task(tmp_path: Path, task: Any, kind: Any, head: Any) -
     assert head[0] in printed(found)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_sentence_of_a_summary_is_what_its_model_takes(tmp_path: Path, pooling: str) -> None:
+    model = BertForExtractiveSummary(tiny_config(sentence_pooling=pooling)).eval()
+    manifest = Manifest(task="summarize", max_length=40)
+    folder = save_bundle(
+        tmp_path / "b", model=model, tokenizer=BertTokenizer(VOCABULARY), manifest=manifest
+    )
+    taken: list[torch.Tensor] = []
+    seen = torch.nn.Linear.forward
+
+    def forward(module: torch.nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        if module.out_features == 1:
+            taken.append(states)
+        return seen(module, states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", forward)
+        found = inspect_text(folder, TEXT)
+    ids = torch.tensor([token.id for token in found.tokens])
+    with torch.inference_mode():
+        states = model.bert(ids[None]).last_hidden_state[0]
+    expected = states.mean(0) if pooling == "mean" else states[0]
+    torch.testing.assert_close(taken[-1][0], expected, atol=1e-5, rtol=0)
+    assert ("mean T" if pooling == "mean" else "T_[CLS]") in printed(found)
+
+
 def test_an_encoder_without_a_pooler_shows_none(tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "bare", BertModel, add_pooling_layer=False)
     found = inspect_text(folder, "the bank")
