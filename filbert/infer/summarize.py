@@ -8,8 +8,9 @@
 
 Each sentence carries its `score` (0 to 1; a probability of being chosen only where the model was
 trained by binary labels, else it orders the sentences of a document), its `number` in the document
-and, of a text, `start` and `end`: text[start:end] is the sentence to the character. Documents of any length are read in windows of whole sentences. A bundle of the task that
-writes summaries instead (an encoder-decoder) is opened by `filbert.infer.translate`.
+and, of a text, `start` and `end`: text[start:end] is the sentence to the character. Documents of
+any length are read in windows of whole sentences. A bundle of the task that writes summaries
+instead (an encoder-decoder) is opened by `filbert.infer.translate`.
 """
 
 from __future__ import annotations
