@@ -1,6 +1,6 @@
 """The compiled C++ library of `filbert/native`, opened through ctypes.
 
-`native.py` answers with it, `native_train.py` trains with it.
+`native.py` answers with it, `native_train.py` and `native_words.py` train with it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,13 @@ def library() -> ctypes.CDLL | str:
         ),
         ("filbert_train_backward", number, [Pointer, number] + [Pointer] * 4 + [number] * 2),
         ("filbert_train_release", None, [Pointer, number]),
+        ("filbert_words_new", Pointer, []),
+        ("filbert_words_forward", number, [Pointer, Pointer, real] + [Pointer] * 7 + [number]),
+        (
+            "filbert_words_backward",
+            number,
+            [Pointer, Pointer, real] + [Pointer] * 5 + [real] + [Pointer] * 3 + [number],
+        ),
         ("filbert_train_mask", None, [ctypes.c_uint64] + [number] * 6 + [Pointer]),
     ):
         function = getattr(lib, name, None)

@@ -3,9 +3,9 @@
 The plain way writes (masked, vocabulary) logits, their float32 copy, the softmax and the gradient,
 each to memory and back. Here the logits of some rows at a time, few enough to stay in the cache,
 turn at once into their own gradient, softmax minus the one-hot label (equation 4.108 of Bishop
-2006), and that is all that is kept. On a GPU, and where no gradient is wanted, the plain way
-serves.
-tests/numerics/test_fast_paths.py holds the two to each other.
+2006), and that is all that is kept. Where the processor has AMX, `native_words.py` does better: it
+keeps next to nothing and computes the logits twice. On a GPU, and where no gradient is wanted, the
+plain way serves. tests/numerics/test_fast_paths.py holds the two to each other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from filbert.model import native_words
 
 ROWS = 256  # of logits at a time
 FAR = 1e-30  # a probability whose logarithm is better taken from the logits
@@ -30,6 +32,8 @@ def word_loss(
     smoothing: probability that the label gives up to all words alike (Szegedy et al. 2016,
     section 7).
     """
+    if native_words.serves(hidden, weight, bias):
+        return native_words.native_word_loss(hidden, weight, bias, labels, smoothing=smoothing)
     if hidden.device.type == "cpu" and torch.is_grad_enabled() and hidden.requires_grad:
         loss, right = WordLoss.apply(hidden, weight, bias, labels, smoothing)
         return loss, right

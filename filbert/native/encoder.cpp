@@ -78,6 +78,7 @@ EXPORT int filbert_native_level() {
 namespace {
 #include "encoder.hpp"
 #include "train.hpp"
+#include "train_words.hpp"
 }  // namespace
 
 // shape: layers, hidden, heads, head_size, inner, activation. Null if memory ran out.
@@ -224,6 +225,39 @@ EXPORT int filbert_train_backward(void* trainer, int run, const void* const* wei
 // Let go of what a forward pass kept.
 EXPORT void filbert_train_release(void* trainer, int run) { static_cast<Trainer*>(trainer)->release(run); }
 
+// The loss of words and its gradients. Null if memory ran out.
+EXPORT void* filbert_words_new() { return new (std::nothrow) WordTrainer(); }
+
+// sizes: rows, words, width (a multiple of 32). hidden (rows, width), weight (words, width) and bias
+// (words,) bfloat16; labels (rows,) int64, each a word. kept: (rows,) float32, for the way back. 0, or 1
+// where memory ran out.
+EXPORT int filbert_words_forward(void* handle, const int* sizes, float smoothing, const void* hidden, const void* weight,
+                                 const void* bias, const int64_t* labels, float* kept, float* loss, int64_t* right, int threads) {
+    try {
+        const WordBatch batch{static_cast<const bf16*>(hidden), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
+                              labels, sizes[0], sizes[1], sizes[2], smoothing};
+        static_cast<WordTrainer*>(handle)->forward(batch, kept, loss, right, threads);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+// Gradients, bfloat16, of `scale` times that loss; each may be null.
+EXPORT int filbert_words_backward(void* handle, const int* sizes, float smoothing, const void* hidden, const void* weight,
+                                  const void* bias, const int64_t* labels, const float* kept, float scale, void* by_hidden,
+                                  void* by_weight, void* by_bias, int threads) {
+    try {
+        const WordBatch batch{static_cast<const bf16*>(hidden), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
+                              labels, sizes[0], sizes[1], sizes[2], smoothing};
+        static_cast<WordTrainer*>(handle)->backward(batch, kept, scale, static_cast<bf16*>(by_hidden), static_cast<bf16*>(by_weight),
+                                                    static_cast<bf16*>(by_bias), threads);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
 // Which of `count` elements of a row are kept, 1 or 0: element by element, to check the masks by. site:
 // 0 attention weights (a row is a query's), 1 updates by attention, 2 by the feed-forward part.
 EXPORT void filbert_train_mask(uint64_t seed, int layer, int site, int head, int token, int dropped, int count, uint8_t* out) {
@@ -246,6 +280,9 @@ EXPORT void filbert_train_free(void*) {}
 EXPORT int filbert_train_forward(void*, const void* const*, const void*, const int*, int, const int*, int, uint64_t, const int*, void*, int, int) { return -1; }
 EXPORT int filbert_train_backward(void*, int, const void* const*, const void*, void*, void* const*, int, int) { return 1; }
 EXPORT void filbert_train_release(void*, int) {}
+EXPORT void* filbert_words_new() { return nullptr; }
+EXPORT int filbert_words_forward(void*, const int*, float, const void*, const void*, const void*, const int64_t*, float*, float*, int64_t*, int) { return 1; }
+EXPORT int filbert_words_backward(void*, const int*, float, const void*, const void*, const void*, const int64_t*, const float*, float, void*, void*, void*, int) { return 1; }
 EXPORT void filbert_train_mask(uint64_t, int, int, int, int, int, int, uint8_t*) {}
 
 #endif

@@ -1,6 +1,6 @@
 // Random shapes and lengths through native training, built with sanitizers by `make sanitize`: no result
 // is checked here but that it is a number and has the same bits on one thread and on several
-// (tests/numerics/test_native_train.py compares the numbers).
+// (tests/numerics/test_native_train.py and test_native_words.py compare the numbers).
 //
 //   fuzz_train [rounds] [seed]
 
@@ -72,6 +72,33 @@ int main(int count, char** words) {
             if (one != several) return std::printf("round %d: several threads give other bits\n", round), 1;
         }
         filbert_train_free(trainer);
+    }
+    void* loss_of_words = filbert_words_new();
+    for (int round = 0; round < rounds; ++round) {
+        const int rows = number(1, 400), width = 32 * number(1, 12), many = number(1, 1500), sizes[3] = {rows, many, width};
+        const float smoothing = number(0, 1) * 0.1f;
+        const Values hidden = values(size_t(rows) * width), weight = values(size_t(many) * width), bias = values(many);
+        std::vector<int64_t> labels(rows);
+        for (int64_t& label : labels) label = number(0, many - 1);
+        const bool asked[3] = {number(0, 3) > 0, number(0, 3) > 0, number(0, 3) > 0};
+        auto pass = [&](int threads) {
+            std::vector<Values> all{Values(asked[0] * hidden.size()), Values(asked[1] * weight.size()), Values(asked[2] * bias.size())};
+            std::vector<float> kept(rows);
+            float loss = 0.f;
+            int64_t right = 0;
+            if (filbert_words_forward(loss_of_words, sizes, smoothing, hidden.data(), weight.data(), bias.data(), labels.data(), kept.data(),
+                                      &loss, &right, threads) ||
+                filbert_words_backward(loss_of_words, sizes, smoothing, hidden.data(), weight.data(), bias.data(), labels.data(), kept.data(),
+                                       0.5f, asked[0] ? all[0].data() : nullptr, asked[1] ? all[1].data() : nullptr,
+                                       asked[2] ? all[2].data() : nullptr, threads))
+                std::puts("out of memory"), std::exit(1);
+            all.push_back({to_bf16(loss), bf16(right)});
+            return all;
+        };
+        const auto one = pass(1), several = pass(number(1, 5));
+        for (const Values& part : one)
+            if (!sound(part)) return std::printf("words, round %d: no number\n", round), 1;
+        if (one != several) return std::printf("words, round %d: several threads give other bits\n", round), 1;
     }
     std::printf("%d rounds\n", rounds);
 }
