@@ -60,11 +60,13 @@ class NativeStack:
         """Hidden states after the last layer, of all tokens or those `wanted`, and what `backward`
         needs. lengths, wanted: int32."""
         out = hidden.new_empty(len(hidden) if wanted is None else len(wanted), hidden.shape[1])
+        places = None
+        if wanted is not None:  # an empty tensor's address is null, which stands for all tokens
+            places = (wanted if len(wanted) else lengths).data_ptr()
         number = self.lib.filbert_train_forward(
             self.handle, _pointers(weights), hidden.data_ptr(), lengths.data_ptr(), len(lengths),
-            None if wanted is None else wanted.data_ptr(), 0 if wanted is None else len(wanted),
-            seed, (ctypes.c_int * 2)(*self.dropped), out.data_ptr(),
-            threads or torch.get_num_threads(), PIECE,
+            places, 0 if wanted is None else len(wanted), seed, (ctypes.c_int * 2)(*self.dropped),
+            out.data_ptr(), threads or torch.get_num_threads(), PIECE,
         )  # fmt: skip
         if number < 0:
             raise FilbertError("not enough memory for a batch; give a smaller --batch-tokens")

@@ -73,7 +73,7 @@ def words_are_independent(bare: Tokenizer) -> bool:
         isinstance(bare.normalizer, normalizers.BertNormalizer)
         and isinstance(bare.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
         and not any(
-            token.lstrip or token.rstrip or BLANK.search(token.content)
+            token.lstrip or token.rstrip or any(map(str.isspace, token.content))
             for token in bare.get_added_tokens_decoder().values()
         )
     )

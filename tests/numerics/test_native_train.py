@@ -156,6 +156,16 @@ def test_only_some_tokens_may_be_wanted(layers: int, monkeypatch: pytest.MonkeyP
 
 
 @needs_native
+@pytest.mark.parametrize("layers", [1, 3])
+def test_no_token_may_be_wanted(layers: int) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    found = passes(encoder(layers=layers), *batch([5, 300, 9], 64), none)
+    assert found.pop("out").shape == (0, 64)
+    assert len(found) == 1 + 16 * layers
+    assert not any(value.any() for value in found.values())
+
+
+@needs_native
 def test_the_twin_itself_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = NativeStack.forward

@@ -65,6 +65,16 @@ def test_tokens_that_reach_over_blanks_are_left_to_the_library(
     assert flat.ids.tolist() == tokenizer("a hello world").input_ids
 
 
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\u2028", "\r"])
+def test_any_white_space_in_a_token_is_a_blank_once_normalised(
+    tokenizer: BertTokenizer, blank: str
+) -> None:
+    tokenizer.add_tokens(f"hello{blank}world")
+    assert not tokenizer._known.serves(tokenizer._bare)
+    flat = tokenizer.encode_flat(["a hello world"], max_length=16, windows=False, stride=0)
+    assert flat.ids.tolist() == tokenizer("a hello world").input_ids
+
+
 def test_a_lone_surrogate_is_told(tokenizer: BertTokenizer) -> None:
     with pytest.raises(FilbertError, match=r"texts\[1\], character 3: a lone surrogate"):
         tokenizer.encode_flat(["a", "ab \ud800"], max_length=16, windows=False, stride=0)
