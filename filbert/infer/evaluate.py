@@ -10,7 +10,7 @@ Each task scores its own way; that of classification is `filbert/infer/score_row
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,21 @@ def evaluate(
         name, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads,
         core=core,
     )  # fmt: skip
+    check_options(model, options)
+    began = time.monotonic()
+    record = model.evaluate(data, **options)
+    record.setdefault("seconds", round(time.monotonic() - began, 3))
+    if precision in REDUCED:
+        exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens)
+        scores = exact.evaluate(data, **options)["scores"]
+        record["against_float32"] = {
+            "scores": scores, "change": changes(record["scores"], scores), "precision": precision,
+        }  # fmt: skip
+    return {"bundle": str(name), "data": str(data), **record}
+
+
+def check_options(model: Any, options: Iterable[str]) -> None:
+    """Raise `UsageError` for an option that this predictor's `evaluate` does not have."""
     task = score_rows if isinstance(model, Classifier) else model.evaluate
     parameters = signature(task).parameters.values()
     known = [each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY]
@@ -61,16 +76,6 @@ def evaluate(
                 f"--{option.replace('_', '-')}: a model of the task {model.manifest.task} has no "
                 f"such option.{did_you_mean(option, known)}"
             )
-    began = time.monotonic()
-    record = model.evaluate(data, **options)
-    record.setdefault("seconds", round(time.monotonic() - began, 3))
-    if precision in REDUCED:
-        exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens)
-        scores = exact.evaluate(data, **options)["scores"]
-        record["against_float32"] = {
-            "scores": scores, "change": changes(record["scores"], scores), "precision": precision,
-        }  # fmt: skip
-    return {"bundle": str(name), "data": str(data), **record}
 
 
 def changes(found: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:

@@ -216,8 +216,9 @@ class Classifier:
     ) -> Iterator[Answer]:
         """Answer an endless iterable, in order and in constant memory.
 
-        `window` rows are held at once. The first windows are small, so that the first answers come
-        at once. Raises as a call does; positions count from the beginning of the stream.
+        `window` rows are held at once, three times as many where blocks overlap (from 256 on). The
+        first windows are small, so that the first answers come at once. Raises as a call does;
+        positions count from the beginning of the stream.
         """
         return stream(self, rows, window=window, all_scores=all_scores)
 
@@ -301,8 +302,9 @@ def stream(
 ) -> Iterator[Answer]:
     """Answers of an endless iterable of rows by any predictor, in order and in constant memory.
 
-    `window` rows are held at once; the first windows are small, so that the first answers come at
-    once. Raises as `check_rows` does; positions count from the beginning of the stream.
+    `window` rows are held at once, three times as many where blocks overlap (from 256 on); the
+    first windows are small, so that the first answers come at once. Raises as `check_rows` does;
+    positions count from the beginning of the stream.
     """
     check_count("window", window)
     if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
@@ -319,7 +321,7 @@ def stream(
         found: list[Answer] = predictor.answer_rows(block, **options)
         return found
 
-    workers = workers_for(predictor.model)
+    workers = workers_for(predictor.model) if window >= BLOCK else 1  # few rows are to be quick
     for _, answers in in_order(answer, checked(), workers=workers, full=window):
         yield from answers
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from filbert.atomic import beside, check_out, replace_folder
 from filbert.bundle import Bundle, Int8, Product, is_bundle, open_bundle, save_bundle
 from filbert.errors import FilbertError, UsageError, did_you_mean
+from filbert.infer.evaluate import check_options
 from filbert.infer.predict import predictor_of
 from filbert.infer.quantize_options import QuantizeOptions
 from filbert.model import native, sentence_folder
@@ -153,6 +154,7 @@ def _scored(bundle: Bundle, dtype: torch.dtype, options: QuantizeOptions) -> dic
     names = ("text_column", "pair_column", "label_column", "score_column", "format", "header")
     given = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
+    check_options(predictor, given)
     found: dict[str, Any] = predictor.evaluate(options.data, encoding=options.encoding, **given)
     native.close(predictor.model)
     return found

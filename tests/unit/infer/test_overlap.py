@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from filbert.infer import predict
 from filbert.infer.overlap import in_order
 
 
@@ -79,3 +81,21 @@ def test_no_thread_stays_behind() -> None:
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("window", [1, 20])
+def test_a_stream_of_small_windows_waits_for_no_further_rows(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "workers_for", lambda model: 2)
+    taken = 0
+
+    def rows() -> Iterator[str]:
+        nonlocal taken
+        for _ in range(200):
+            taken += 1
+            yield "a"
+
+    predictor = SimpleNamespace(model=None, problem=lambda row: None, answer_rows=list)
+    for count, _ in enumerate(predict.stream(predictor, rows(), window=window), start=1):
+        assert taken < count + window
