@@ -192,8 +192,9 @@ def check_out(
         raise UsageError(f"--out {out} holds {inside[0]}, which is read; choose another folder")
     names = set(os.listdir(out)) if out.is_dir() else set()
     if names and not ours(names):
+        foreign = min(name for name in names if not ours({name}))
         raise UsageError(
-            f"--out {out} holds files that are not of a {what} ({min(names)} ...); choose another "
+            f"--out {out} holds files that are not of a {what} ({foreign} ...); choose another "
             "folder"
         )
     if names and not overwrite:

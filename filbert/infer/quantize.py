@@ -12,6 +12,7 @@ filbert.json holds the choice, and what it changed in the score.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,10 @@ def quantize(options: QuantizeOptions) -> Quantized:
             for layer in _layers(order[count:], bert.config.num_hidden_layers)
         ]
         dtype = torch.int8 if count < len(order) else torch.bfloat16
-        found[count] = _scored(again, dtype, options)["scores"][metric]
+        score = _scored(again, dtype, options)["scores"][metric]
+        if score is None:  # undefined, as the correlation of a score that is the same everywhere
+            return math.inf
+        found[count] = score
         return 100 * sign * (exact["scores"][metric] - found[count])
 
     low, high = 0, len(order)

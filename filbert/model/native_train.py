@@ -212,10 +212,18 @@ def why_not(encoder: Any) -> str | None:
         return "gradient checkpointing recomputes layer by layer"
     for layer in encoder.layer:
         for module in layer.modules():
-            if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            if (
+                module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks
+            ):  # fmt: skip
                 return "there are hooks inside the layers"
+            if module.training != encoder.training:
+                return "some of its layers are in training and some are not"
             if module._compiled_call_impl is not None:
                 return "its parts are compiled (--compile)"
+        for module in _parts(layer):
+            if type(module) not in (nn.Linear, nn.LayerNorm):
+                return f"{type(module).__name__} stands in the place of one of its parts"
     for weight in weights_of(encoder):
         if type(weight) is not nn.Parameter or weight.device.type != "cpu":
             return "its weights are divided among processes, or not on the CPU"
@@ -244,12 +252,16 @@ def weights_of(encoder: Any) -> list[Tensor]:
     return [weight for layer in encoder.layer for weight in _weights(layer)]
 
 
-def _weights(layer: Any) -> Iterator[Tensor]:
+def _parts(layer: Any) -> tuple[Any, ...]:
     own, out, last = layer.attention.self, layer.attention.output, layer.output
-    for module in (
+    return (
         own.query, own.key, own.value, out.dense, layer.intermediate.dense, last.dense,
         out.LayerNorm, last.LayerNorm,
-    ):  # fmt: skip
+    )  # fmt: skip
+
+
+def _weights(layer: Any) -> Iterator[Tensor]:
+    for module in _parts(layer):
         yield module.weight
         yield module.bias
 

@@ -372,6 +372,21 @@ def test_what_it_does_not_do_it_refuses_with_a_reason() -> None:
     hooked = encoder()
     hooked.layer[1].register_forward_hook(lambda *_: None)
     assert "hooks" in str(why_not(hooked))
+    hooked = encoder()
+    part: Any = hooked.layer[1]
+    part.output.dense.register_full_backward_pre_hook(lambda *_: None)
+    assert "hooks" in str(why_not(hooked))
+    still = encoder()
+    still.layer[0].eval()  # without dropout there
+    assert "some are not" in str(why_not(still))
+
+    class Adapted(torch.nn.Linear):
+        """More than its weights say."""
+
+    other = encoder()
+    part = other.layer[0]
+    part.output.dense.__class__ = Adapted
+    assert "Adapted stands" in str(why_not(other))
     checkpointed = encoder()
     checkpointed.gradient_checkpointing = True
     assert "checkpointing" in str(why_not(checkpointed))

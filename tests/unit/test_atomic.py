@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from filbert import atomic
-from filbert.atomic import atomic_path, replace_folder, restore_folder, write_file
-from filbert.errors import FilbertError
+from filbert.atomic import atomic_path, check_out, replace_folder, restore_folder, write_file
+from filbert.errors import FilbertError, UsageError
 
 
 def _leftovers(folder: Path) -> list[str]:
@@ -207,3 +207,10 @@ def test_leftovers_of_dead_writers_are_cleared(tmp_path: Path) -> None:
     assert atomic.clear_leftovers(tmp_path) == sorted(names[:2])
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {*names[2:], f".folder.{dead.pid}-1.tmp"}
+
+
+def test_a_foreign_file_in_the_way_is_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"not of a thing \(b\.txt \.\.\.\)"):
+        check_out(tmp_path, "thing", {"a.txt"}.issuperset, overwrite=True)

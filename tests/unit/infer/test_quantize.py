@@ -95,6 +95,21 @@ def test_what_disturbs_goes_back(place: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_native
+def test_a_score_that_int8_leaves_undefined_is_no_choice(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = module._scored
+
+    def scored(bundle, dtype, options):  # type: ignore[no-untyped-def]
+        found = plain(bundle, dtype, options)
+        return {**found, "scores": {"accuracy": 0.9 if dtype == torch.float32 else None}}
+
+    monkeypatch.setattr(module, "_scored", scored)
+    with pytest.raises(FilbertError, match="with a single product in int8 it loses more"):
+        quantize(asked(place, "undefined", max_loss=100))
+
+
+@needs_native
 def test_the_most_disturbing_products_come_first(place: Path) -> None:
     bert = open_bundle(place / "whole").model.base_model
     assert isinstance(bert, BertModel)
