@@ -289,7 +289,8 @@ class _Forward:
             first = hidden
             if not first_only:
                 first = hidden.index_select(0, torch.cumsum(lengths, 0) - lengths)
-            pooled = bert.pooler(first)
+            # a pooler that nobody made exact computes in bfloat16
+            pooled = bert.pooler(first.to(bert.pooler.dense.weight.dtype))
         if predict_at is not None:
             hidden = hidden.index_select(0, predict_at)
         return ModelOutput(
