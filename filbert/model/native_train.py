@@ -164,6 +164,10 @@ def run_stack(
 ) -> Tensor:
     """The hidden states after the last layer. lengths: (sequences,) int64; wanted: (n,) int64
     places of tokens, or None for all. One draw from torch's generator seeds the dropout."""
+    if wanted is not None and len(wanted):
+        lowest, highest = wanted.aminmax()
+        if int(lowest) < 0 or int(highest) >= len(hidden):
+            raise IndexError(f"a place is not one of {len(hidden)} tokens")
     seed = 0
     if any(stack.dropped):
         seed = int(torch.randint(2**62, (), dtype=torch.int64))

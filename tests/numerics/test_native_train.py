@@ -166,6 +166,13 @@ def test_no_token_may_be_wanted(layers: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("place", [-1, 29])
+def test_places_are_those_of_tokens(place: int) -> None:
+    with pytest.raises(IndexError):
+        passes(encoder(), *batch([9, 20], 64), torch.tensor([3, place]))
+
+
+@needs_native
 def test_the_twin_itself_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = NativeStack.forward
