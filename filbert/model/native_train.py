@@ -45,7 +45,7 @@ class NativeStack:
             raise FilbertError("no memory to train with")
         self.handle, self.lib, self.layers = handle, lib, layers
         self.dropped = (0, 0)  # of 65,536 attention weights, and of what is added to the states
-        weakref.finalize(self, lib.filbert_train_free, handle)
+        weakref.finalize(self, _free, lib, handle, os.getpid())
 
     def forward(
         self,
@@ -120,6 +120,11 @@ class _Kept:
             )
 
 
+def _free(lib: ctypes.CDLL, handle: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has no helpers whose end could be waited for
+        lib.filbert_train_free(handle)
+
+
 def _release(stack: NativeStack, lib: ctypes.CDLL, handle: int, number: int) -> None:
     lib.filbert_train_release(handle, number)  # the stack, an argument, still holds the handle
 
@@ -184,6 +189,14 @@ def run_stack(
 
 _stacks: weakref.WeakKeyDictionary[nn.Module, NativeStack] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _making
+    _making = threading.Lock()  # the thread that held it did not come along
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def stack_of(encoder: Any, hidden: Tensor, lengths: Tensor) -> NativeStack | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
 from typing import Any
 
 import pytest
@@ -311,6 +312,28 @@ def test_two_forwards_before_a_backward() -> None:
     for (states, _), wanted in zip(pairs, alone, strict=True):
         assert states.grad is not None and wanted is not None
         assert torch.equal(states.grad, wanted)
+
+
+@needs_native
+def test_a_forked_child_lets_go_of_a_stack_that_had_helpers() -> None:
+    stacks = [NativeStack(encoder())]
+    states, lengths = batch([300, 200, 100], 64)
+    weights = weights_of(encoder())
+    stacks[0].forward(states, weights, lengths.int(), None, 0, threads=2)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def child() -> None:
+        stacks.clear()
+        theirs.send("gone")
+
+    process = context.Process(target=child)
+    process.start()
+    try:
+        assert ours.poll(20), "the child hangs"
+    finally:
+        process.kill()
+        process.join()
 
 
 @needs_native
