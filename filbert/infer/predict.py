@@ -28,6 +28,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -317,10 +318,7 @@ def stream(
             yield block
             start += len(block)
 
-    def answer(block: list[Any]) -> list[Answer]:
-        found: list[Answer] = predictor.answer_rows(block, **options)
-        return found
-
+    answer: Callable[[list[Any]], list[Answer]] = partial(predictor.answer_rows, **options)
     workers = workers_for(predictor.model) if window >= BLOCK else 1  # few rows are to be quick
     for _, answers in in_order(answer, checked(), workers=workers, full=window):
         yield from answers
