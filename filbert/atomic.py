@@ -204,17 +204,17 @@ def check_out(
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
     """A new folder beside `out`, for `replace_folder`, that is gone afterwards, whatever happens.
-    Raises `FilbertError` where it cannot be made."""
+    Where `out` is a link, beside what it leads to. Raises `FilbertError` where it cannot be made
+    or filled."""
     out = Path(os.path.realpath(out))
     temp = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temp, ignore_errors=True)
-            temp.mkdir()
-        except OSError as error:
-            raise cannot_write(out, error) from error
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir()
         yield temp
+    except OSError as error:
+        raise cannot_write(out, error) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filbert.data.draws import mixed
+from filbert.data.packing import runs
 from filbert.errors import missing_extra
 
 U64 = NDArray[np.uint64]
@@ -78,7 +79,7 @@ def sketch(ids: NDArray[Any], lengths: NDArray[np.int64], rows: int) -> Sketch:
         terms = (own + np.uint64(1)) * mixed(_FACTORS[: len(own)].astype(np.uint64))
         hashes[begins[document]] = terms.sum(dtype=np.uint64)
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    picked = np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])
+    picked = runs(begins, counts)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         mixed(hashes[picked]), offsets.astype(np.uint64), VALUES, _SEED
     )
@@ -123,9 +124,8 @@ class SortedRuns:
                 continue
             left = left[hits]
             counts = np.searchsorted(known, keys[hits], side="right") - left
-            ends = np.cumsum(counts)
             queries.append(np.repeat(hits, counts))
-            values.append(under[np.repeat(left - ends + counts, counts) + np.arange(ends[-1])])
+            values.append(under[runs(left, counts)])
         return np.concatenate(queries), np.concatenate(values)
 
 

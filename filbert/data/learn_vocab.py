@@ -16,7 +16,6 @@ from __future__ import annotations
 import heapq
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from filbert import __version__
-from filbert.atomic import cannot_write, check_out, replace_folder, write_file
+from filbert.atomic import beside, check_out, replace_folder, write_file
 from filbert.data.corpus import corpus_files, read_documents
 from filbert.data.meter import Meter
 from filbert.data.vocab_options import VocabOptions
@@ -325,17 +324,8 @@ def _report(
 
 def _write(out: Path, tokenizer: BertTokenizer, report: dict[str, Any]) -> None:
     out = Path(os.path.realpath(out))  # what a link leads to is replaced, not the link
-    temp = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temp, ignore_errors=True)
-            temp.mkdir()
-        except OSError as error:
-            raise cannot_write(out, error) from error
+    with beside(out) as temp:
         tokenizer.save_pretrained(temp)
         content = json.dumps(report, ensure_ascii=False, indent=2)
         write_file(temp / REPORT, content + "\n")
         replace_folder(temp, out)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from filbert.data.packing import Batch, Encoded, Ids
+from filbert.data.packing import Batch, Encoded, Ids, runs
 from filbert.data.tag_schemes import Span, bio_of, split_tag
 from filbert.errors import FilbertError
 from filbert.text import BertTokenizer
@@ -70,10 +70,7 @@ class Laid:
 
     def rows(self, examples: Ids) -> Ids:
         """(slots,) the numbers of the slots of these examples, in their order."""
-        starts = self.example_slots[examples]
-        counts = np.diff(self.example_slots)[examples]
-        ends = np.cumsum(counts)
-        return np.repeat(starts - ends + counts, counts) + np.arange(counts.sum())
+        return runs(self.example_slots[examples], np.diff(self.example_slots)[examples])
 
 
 def lay_out(

@@ -43,6 +43,7 @@ class PaddedLayout:
 class PackedLayout:
     """Tokens of all sequences end to end, as runs of sequences of equal length."""
 
+    lengths: Tensor  # (sequences,) tokens of each
     first: Tensor  # (sequences,) place of each sequence's first token
     runs: tuple[tuple[int, int], ...]  # (number of sequences, their length) of each run, in order
 
@@ -54,7 +55,7 @@ def pack_layout(lengths: Tensor) -> PackedLayout:
     `plan_once` make them, has few.
     """
     runs = tuple((len(list(run)), length) for length, run in groupby(lengths.tolist()))
-    return PackedLayout(torch.cumsum(lengths, 0) - lengths, runs)
+    return PackedLayout(lengths, torch.cumsum(lengths, 0) - lengths, runs)
 
 
 def attention(

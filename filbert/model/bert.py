@@ -197,11 +197,10 @@ class BertEncoder(nn.Module):
         if self.training and not keep_states and isinstance(layout, PackedLayout):
             from filbert.model.native_train import run_stack, stack_of
 
-            lengths = torch.tensor([n for texts, n in layout.runs for _ in range(texts)])
-            stack = stack_of(self, hidden, lengths)
+            stack = stack_of(self, hidden, layout.lengths)
             if stack is not None:
                 places = first if first is not None else wanted
-                return run_stack(stack, self, hidden, lengths, places), None, ()
+                return run_stack(stack, self, hidden, layout.lengths, places), None, ()
         states, maps = [hidden], []
         for layer in self.layer:
             asked = (first, wanted) if layer is self.layer[-1] else (None, None)

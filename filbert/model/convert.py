@@ -20,11 +20,7 @@ one step. Two things are good to know:
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -33,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from filbert.atomic import replace_folder
+from filbert.atomic import beside, replace_folder
 from filbert.errors import FilbertError
 from filbert.layout import plain
 from filbert.model.bert import BertForPreTraining
@@ -133,7 +129,7 @@ def convert(
         notes.append("there is no pooler: a head on top of it would start from fresh weights")
 
     tensors = _read_tensors(prefix, weights)
-    with _written_beside(target) as temp:
+    with beside(target) as temp:
         write_weights(tensors, temp)
         tokenizer.save_pretrained(temp)
         config.save_pretrained(temp)
@@ -272,19 +268,6 @@ def _read_tensors(prefix: Path, weights: dict[str, tuple[str, bool]]) -> dict[st
         values = np.ascontiguousarray(values.T if transposed else values, np.float32)
         tensors[ours] = torch.from_numpy(values)
     return tensors
-
-
-@contextlib.contextmanager
-def _written_beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill; what is left of it afterwards is removed."""
-    temp = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
-        temp.mkdir(parents=True)
-        yield temp
-    except OSError as error:
-        raise FilbertError(f"cannot write {target}: {error}") from None
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _replace_files(temp: Path, target: Path) -> None:

@@ -374,12 +374,8 @@ struct Parts {
                 __m512 total = _mm512_setzero_ps();
                 char* to_tile = odds + size_t(i / 16) * (keys / 32) * TILE + i % 16 * 64;
                 for (int j = 0; j < keys; j += 32) {
-                    __m512 x = exp2_of(_mm512_sub_ps(_mm512_load_ps(line + j), most));
-                    __m512 y = exp2_of(_mm512_sub_ps(_mm512_load_ps(line + j + 16), most));
-                    if (j + 32 > length) {
-                        x = _mm512_maskz_mov_ps(mask_of(length - j), x);
-                        y = _mm512_maskz_mov_ps(mask_of(length - j - 16), y);
-                    }
+                    __m512 x, y;
+                    odds_of(line, j, length, most, x, y);
                     total = _mm512_add_ps(total, _mm512_add_ps(x, y));
                     _mm512_store_si512(to_tile + size_t(j / 32) * TILE, pack_bf16(x, y));
                 }

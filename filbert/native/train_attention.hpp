@@ -105,12 +105,8 @@ inline void attend_forward(const HeadRows& h, const Dropout& drop, char* memory,
             const uint32_t key = drop.weights ? mask_key(drop.seed, h.layer, OF_WEIGHTS, h.head, h.tokens[begin + i]) : 0;
             __m512 total = _mm512_setzero_ps();
             for (int j = 0; j < keys; j += 32) {
-                __m512 x = exp2_of(_mm512_sub_ps(_mm512_load_ps(line + j), most));
-                __m512 y = exp2_of(_mm512_sub_ps(_mm512_load_ps(line + j + 16), most));
-                if (j + 32 > length) {
-                    x = _mm512_maskz_mov_ps(mask_of(length - j), x);
-                    y = _mm512_maskz_mov_ps(mask_of(length - j - 16), y);
-                }
+                __m512 x, y;
+                odds_of(line, j, length, most, x, y);
                 total = _mm512_add_ps(total, _mm512_add_ps(x, y));
                 __m512i both = pack_bf16(x, y);
                 if (drop.weights) both = _mm512_maskz_mov_epi16(kept32(key, j, drop.weights), both);

@@ -78,6 +78,16 @@ inline __m512 activate(__m512 x, int kind) {
 // The first `left` of 16 elements, none or all where there are fewer or more.
 inline __mmask16 mask_of(int left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : __mmask16((1u << left) - 1); }
 
+// Of 32 scores from `j` on: two to the power of what they are above `most`, 0 beyond `length`.
+inline void odds_of(const float* scores, int j, int length, __m512 most, __m512& low, __m512& high) {
+    low = exp2_of(_mm512_sub_ps(_mm512_load_ps(scores + j), most));
+    high = exp2_of(_mm512_sub_ps(_mm512_load_ps(scores + j + 16), most));
+    if (j + 32 > length) {
+        low = _mm512_maskz_mov_ps(mask_of(length - j), low);
+        high = _mm512_maskz_mov_ps(mask_of(length - j - 16), high);
+    }
+}
+
 // 16 rows of 64 bytes, of which `rows` count and the others are zero: their 32-bit pieces transposed.
 inline void transpose16(const char* from, size_t stride, int rows, char* into) {
     __m512i r[16], t[16];

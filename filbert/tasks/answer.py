@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from filbert.data.packing import Batch, Encoded, Ids, plan_once
+from filbert.data.packing import Batch, Encoded, Ids, plan_once, runs
 from filbert.data.questions import Questions, read_questions
 from filbert.errors import FilbertError
 from filbert.model.config import BertConfig
@@ -190,10 +190,7 @@ def predict_logits(
     for windows in plan_once(encoded.tokens, batch_tokens=batch_tokens):
         batch = encoded.gather(windows)
         both = torch.stack(logits_of(model, batch)).cpu().numpy()  # (2, tokens of the batch)
-        places = np.repeat(
-            encoded.window_starts[windows] - np.cumsum(batch.lengths) + batch.lengths, batch.lengths
-        ) + np.arange(both.shape[1])
-        out[:, places] = both
+        out[:, runs(encoded.window_starts[windows], batch.lengths)] = both
     return out
 
 
