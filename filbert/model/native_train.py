@@ -248,6 +248,8 @@ def why_not(encoder: Any) -> str | None:
             return f"it computes in bfloat16, not {str(weight.dtype).removeprefix('torch.')}"
         if not weight.is_contiguous():
             return "a weight is not contiguous"
+    if any(_form(layer) != _form(encoder.layer[0]) for layer in encoder.layer):
+        return "its layers differ in size, epsilon or dropout"
     _, hidden, _, head, inner, _, _ = shape_of(encoder)
     if hidden % 32 or head % 32 or inner % 32:
         return f"hidden, head and inner size are {hidden}, {head}, {inner}: not multiples of 32"
@@ -261,6 +263,16 @@ def shape_of(encoder: Any) -> tuple[int, int, int, int, int, float, int]:
     return (
         len(encoder.layer), hidden, own.num_heads, own.head_size, inner,
         layer.output.LayerNorm.eps, ACTIVATIONS[encoder.config.hidden_act],
+    )  # fmt: skip
+
+
+def _form(layer: Any) -> tuple[Any, ...]:
+    """What the library takes to be the same in all layers."""
+    own, out, last = layer.attention.self, layer.attention.output, layer.output
+    return (
+        [weight.shape for weight in _weights(layer)], own.num_heads, own.head_size,
+        out.LayerNorm.eps, last.LayerNorm.eps,
+        own.dropout_prob, out.dropout_prob, last.dropout_prob,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ struct Trainer : TrainForward {
     Memory sides, sums;  // of the products over tokens
     std::vector<float> parts;  // of each piece: sums over rows of norms and biases
     std::vector<float> biases;  // of queries, keys and values, the inner layer
+    std::vector<float> totals;  // of `parts`
 
     struct Block {  // some pieces
         int from, to, row, rows, asked_row, asked_rows;
@@ -63,8 +64,10 @@ struct Trainer : TrainForward {
         stream.need(run.rows * h * 4), stream_asked.need(size_t(run.asked_rows) * h * 4);
         sides.need(rows * (8 * h + 2 * n) * 2);
         sums.need((4 * h * h + 2 * h * n) * 4);
-        parts.resize(run.pieces.size() * 6 * h), biases.resize(3 * h + n);
+        parts.resize(run.pieces.size() * 6 * h), biases.resize(3 * h + n), totals.resize(6 * h);
+        prepare_layer(turned, w);  // takes its memory: nothing may throw once threads run
         Barrier barrier(threads);
+        std::vector<std::atomic<int>> next(size_t(shape.layers) * blocks.size());
         pool.run(threads, [&](int part) {
             const Tiles tiles;
             begin(run, given, part, threads);
@@ -79,7 +82,8 @@ struct Trainer : TrainForward {
                 for (const Block& block : blocks) {
                     const bool first = &block == &blocks.front(), last = &block == &blocks.back();
                     const Sides side = sides_of(block, run.compact(number));
-                    for (int i = block.from + part; i < block.to; i += threads) fall(run, number, block, side, run.pieces[i], *scratch[part]);
+                    std::atomic<int>& taken = next[number * blocks.size() + size_t(&block - blocks.data())];
+                    for (int i; (i = block.from + taken.fetch_add(1)) < block.to;) fall(run, number, block, side, run.pieces[i], *scratch[part]);
                     barrier.wait();
                     weigh(run, number, block, side, into, deep, first, last, part, threads);
                     barrier.wait();
@@ -244,16 +248,16 @@ private:
     }
 
     // Gradients of biases and norms.
-    void finish(const Run& run, bf16* const* grads) const {
+    void finish(const Run& run, bf16* const* grads) {
         const size_t h = shape.hidden, n = shape.inner;
         constexpr Tensor of_parts[6] = {GAIN2, SHIFT2, DOWN_B, GAIN1, SHIFT1, OUT_B};
-        std::vector<float> total(6 * h, 0.f);
+        std::fill(totals.begin(), totals.end(), 0.f);
         for (size_t piece = 0; piece < run.pieces.size(); ++piece)
-            for (size_t i = 0; i < 6 * h; ++i) total[i] += parts[piece * 6 * h + i];
+            for (size_t i = 0; i < 6 * h; ++i) totals[i] += parts[piece * 6 * h + i];
         auto store = [](const float* from, size_t count, bf16* into) {
             for (size_t i = 0; into && i < count; ++i) into[i] = to_bf16(from[i]);
         };
-        for (int i = 0; i < 6; ++i) store(total.data() + i * h, h, grads[of_parts[i]]);
+        for (int i = 0; i < 6; ++i) store(totals.data() + i * h, h, grads[of_parts[i]]);
         store(biases.data(), h, grads[QUERY_B]), store(biases.data() + h, h, grads[KEY_B]);
         store(biases.data() + 2 * h, h, grads[VALUE_B]), store(biases.data() + 3 * h, n, grads[UP_B]);
     }

@@ -158,7 +158,8 @@ struct WordTrainer {
                 for (int row = 0; row < all; row += limit) {
                     const int rows = std::min(limit, all - row);
                     barrier.wait();
-                    share(rows, std::min(256, up((rows + threads - 1) / threads, 32)), [&](int r, int some) {
+                    const int turns = threads * ((rows + 256 * threads - 1) / (256 * threads));  // equal work for all
+                    share(rows, up((rows + turns - 1) / turns, 32), [&](int r, int some) {
                         char* g = gradient.data + size_t(r) * wide * 2;
                         differ(b, row + r, some, first, count, kept, g);
                         if (by_x) add_up(g, some, panels.data + packed, count, steps, line(b, row + r), first > 0);

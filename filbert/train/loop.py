@@ -105,12 +105,17 @@ class Budget:
 
     seconds: float
     evaluation: float = 0.0  # what the last one took
+    assessed: float = 0.0  # when that was over, in seconds of the run
     saving: float = 0.0
 
     def share(self, elapsed: float) -> float:
         """How much of the time for training lies behind, 0 to 1."""
         reserve = max(RESERVE * self.seconds, 1.2 * (self.evaluation + self.saving))
         return min(1.0, elapsed / max(self.seconds - reserve, 1e-9))
+
+    def affords(self, elapsed: float) -> bool:
+        """Whether another evaluation leaves nine tenths of the time to training."""
+        return elapsed - self.assessed >= 9 * self.evaluation
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ def fit(
     `loss` among them. names: how a person finds the samples of a batch again. evaluate: scores on
     the development set, with `metric` among them. resumed: the checkpoint to go on from. split:
     halves of a batch, for when one does not fit into memory. evaluations: how many are spread over
-    the run where `options.eval_every` is 0; at 0 there is one at the end of each epoch.
+    the run where `options.eval_every` is 0, fewer where a budget is short for them; at 0 there is
+    one at the end of each epoch.
     Raises `Interrupted` after a signal, `FilbertError` when a loss is not a number.
     """
     world, limits = world or World(), limits or Limits()
@@ -212,7 +218,7 @@ def fit(
             progress.without_gain += 1
             progress.stopped = 0 < options.patience <= progress.without_gain
         if budget is not None:
-            budget.evaluation = time.monotonic() - assessing
+            budget.evaluation, budget.assessed = time.monotonic() - assessing, elapsed()
 
     def compute(work: Work) -> Tensor:
         """The gradients of a step; returns its tallies. Batches that do not fit are halved."""
@@ -274,9 +280,10 @@ def fit(
             tallies = compute(work)
             lasted = elapsed() if world.first else 0.0  # the first one's clock decides for all
             share = budget.share(lasted) if world.first and budget is not None else 0.0
-            told = [float(signals.arrived is not None), lasted, share, work.tokens]
+            affords = float(world.first and (budget is None or budget.affords(lasted)))
+            told = [float(signals.arrived is not None), lasted, share, affords, work.tokens]
             reduced = world.sum(torch.cat([tallies, tallies.new_tensor(told)]))
-            *values, signalled, seconds, share, tokens = reduced.tolist()
+            *values, signalled, seconds, share, affords, tokens = reduced.tolist()
             loss = summary(np.array(values))["loss"]
             norm = optimizer.gradient_norm(world)
             mean = progress.mean_loss
@@ -330,7 +337,8 @@ def fit(
                 evaluated = progress.step % options.eval_every == 0
             elif evaluations:
                 marks = int(progress.done * evaluations)
-                evaluated, progress.marks = marks > progress.marks, marks
+                if evaluated := marks > progress.marks and affords > 0:
+                    progress.marks = marks
             if evaluated or ended:
                 assess()
             # every process must come to the same answer, so the first one's clock decides

@@ -417,6 +417,12 @@ def test_what_it_does_not_do_it_refuses_with_a_reason() -> None:
     part = other.layer[0]
     part.output.dense.__class__ = Adapted
     assert "Adapted stands" in str(why_not(other))
+    narrow = encoder()
+    part = narrow.layer[1]
+    part.intermediate.dense = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
+    part.output.dense = torch.nn.Linear(32, 64, dtype=torch.bfloat16)
+    assert "differ in size" in str(why_not(narrow))
+    passes(narrow, *batch([9, 20], 64))
     checkpointed = encoder()
     checkpointed.gradient_checkpointing = True
     assert "checkpointing" in str(why_not(checkpointed))

@@ -22,7 +22,7 @@ from filbert.text import BertTokenizer
 from filbert.train import pretrain as layer
 from filbert.train import pretrain_plan, state
 from filbert.train.classify import train_classify
-from filbert.train.loop import Progress
+from filbert.train.loop import Budget, Progress
 from filbert.train.options import parse_options
 from filbert.train.parallel import World
 from filbert.train.pretrain import pretrain
@@ -399,6 +399,24 @@ def test_a_budget_is_kept(shards: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert result.steps > 10
     assert rows(tmp_path / "run", "train")[-1]["lr"] < 3e-4
     assert (tmp_path / "run" / "filbert.json").is_file()
+
+
+def test_evaluations_leave_a_short_budget_to_training(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty of 0.4 s would take all of 6 s: at a tenth of the time there is room for one or two."""
+    assert Budget(60.0).affords(0.0)  # what one takes is not known yet
+    assert not Budget(60.0, evaluation=2.0, assessed=10.0).affords(27.9)
+    assert Budget(60.0, evaluation=2.0, assessed=10.0).affords(28.0)
+    evaluate = task.evaluate
+
+    def slow(*args: Any, **named: Any) -> Any:
+        time.sleep(0.4)
+        return evaluate(*args, **named)
+
+    monkeypatch.setattr(layer.task, "evaluate", slow)
+    run(shards, tmp_path / "run", budget="6s")
+    assert 2 <= len(rows(tmp_path / "run", "eval")) <= 3  # the last one is always there
 
 
 @pytest.mark.parametrize(
