@@ -70,6 +70,20 @@ def open_inputs(
     return Inputs(inputs_embeds, layout, places if position_ids is None else position_ids)
 
 
+def as_grid(input_ids: Tensor, token_type_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """A packed batch, (tokens,) each and (sequences,), as the padded one that an encoder takes:
+    `input_ids`, `token_type_ids` and `attention_mask`, each (sequences, longest) int64."""
+    counts = lengths.tolist()
+    rows = {
+        "input_ids": input_ids, "token_type_ids": token_type_ids,
+        "attention_mask": torch.ones_like(input_ids),
+    }  # fmt: skip
+    return {
+        name: nn.utils.rnn.pad_sequence(list(row.split(counts)), batch_first=True)
+        for name, row in rows.items()
+    }
+
+
 def check_ids(input_ids: Tensor, *, vocab_size: int) -> None:
     """Raise `FilbertError` for ids outside the vocabulary; on a GPU it would wait for the device,
     so there only emptiness is looked at."""

@@ -27,6 +27,7 @@ from filbert.data.packing import Batch, Encoded, Ids, plan_once, runs
 from filbert.data.questions import Questions, read_questions
 from filbert.errors import FilbertError
 from filbert.model.config import BertConfig
+from filbert.model.inputs import as_grid
 from filbert.model.modern_config import read_any_config
 from filbert.model.span_head import BertForQuestionAnswering
 from filbert.sources import resolve
@@ -149,13 +150,9 @@ def logits_of(model: BertForQuestionAnswering, batch: Batch) -> tuple[Tensor, Te
     if vars(model.base_model)["attention_path"] == "packed":
         out = model(input_ids=ids, token_type_ids=types, lengths=lengths)
         return out.start_logits.float(), out.end_logits.float()
-    counts = batch.lengths.tolist()
-    grid, segments, mask = (
-        torch.nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True)
-        for x in (ids, types, torch.ones_like(ids))
-    )  # each (windows, longest)
-    out = model(input_ids=grid, token_type_ids=segments, attention_mask=mask)
-    real = mask.bool()
+    grid = as_grid(ids, types, lengths)
+    out = model(**grid)
+    real = grid["attention_mask"].bool()
     return out.start_logits.float()[real], out.end_logits.float()[real]  # -> (tokens,)
 
 

@@ -23,6 +23,7 @@ from filbert.data.examples import Examples, read_examples
 from filbert.data.packing import Batch, Encoded, plan_once
 from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.model.bert import BertForSequenceClassification
+from filbert.model.inputs import as_grid
 from filbert.model.modern import ModernBertForSequenceClassification
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.sources import resolve
@@ -157,12 +158,7 @@ def logits_of(model: Classifier, batch: Batch) -> Tensor:
     if model.base_model.attention_path == "packed":
         output = model(input_ids=ids, token_type_ids=types, lengths=lengths)
     else:
-        counts = batch.lengths.tolist()
-        grid, segments, mask = (
-            torch.nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True)
-            for x in (ids, types, torch.ones_like(ids))
-        )  # each (windows, longest)
-        output = model(input_ids=grid, token_type_ids=segments, attention_mask=mask)
+        output = model(**as_grid(ids, types, lengths))
     logits: Tensor = output.logits.float()  # (windows, labels)
     if len(batch.owners) == len(batch.examples):
         return logits

@@ -13,8 +13,14 @@ label's yes and no, in the mean; a regression learns the teacher's value by squa
 `hidden` adds the distance of hidden states: of each text the first token's, layer by layer, as unit
 vectors (Sun et al. 2019, arXiv 1908.09355, equation 7), the student's through a learned projection
 where the widths differ (Jiao et al. 2020, arXiv 1909.10351, equation 8). First tokens can be
-compared whatever the two vocabularies are; other tokens could not. Attention maps are not compared:
-they too need equal tokens, and the slowest attention path.
+compared whatever the two vocabularies are; other tokens could not.
+
+`attention` adds the divergence of attention maps, layer by layer, each the mean over its heads
+(Jiao et al. 2020, equation 7, compares heads one by one, which asks for equally many; Wang et al.
+2020, arXiv 2002.10957, takes the divergence). It needs equal tokens, so a teacher with the
+student's vocabulary and windows, and maps that are written out, the slowest attention path.
+
+A tagger learns from a tagger in the same way, word by word, whatever the two vocabularies are.
 
 Teacher and student answer the same question: the same kind of label and the same labels, in any
 order. Each reads a text with its own tokenizer, in windows of its own.
@@ -30,6 +36,7 @@ from torch import Tensor, nn
 
 from filbert.data.packing import Batch
 from filbert.errors import FilbertError, UsageError
+from filbert.model.inputs import as_grid
 from filbert.tasks import classify
 
 if TYPE_CHECKING:
@@ -63,11 +70,16 @@ def label_columns(
         )
     if problem_type == "regression":
         return [0]
-    missing = [label for label in labels if label not in teacher.labels]
-    unasked = [label for label in teacher.labels if label not in labels]
+    return columns_of(teacher.labels, labels, source)
+
+
+def columns_of(theirs: list[str], labels: list[str], source: str) -> list[int]:
+    """For each of `labels` its place among the teacher's; `UsageError` where they differ."""
+    missing = [label for label in labels if label not in theirs]
+    unasked = [label for label in theirs if label not in labels]
     if missing or unasked:
         raise UsageError(
-            f"--teacher {source}: its labels are {_listed(teacher.labels)}, those of the training "
+            f"--teacher {source}: its labels are {_listed(theirs)}, those of the training "
             f"file {_listed(labels)}. Both must have the same: "
             + "; ".join(
                 [
@@ -76,7 +88,7 @@ def label_columns(
                 ]
             )
         )
-    return [teacher.labels.index(label) for label in labels]
+    return [theirs.index(label) for label in labels]
 
 
 def encode(
@@ -134,8 +146,8 @@ def layer_map(student: int, teacher: int) -> list[tuple[int, int]]:
     """
     if student > teacher:
         raise UsageError(
-            f"--distil-hidden: the student has {student} layers and the teacher {teacher}; hidden "
-            "states are taught to a student with as many layers or fewer"
+            f"--distil-hidden, --distil-attention: the student has {student} layers and the "
+            f"teacher {teacher}; layers are taught to a student with as many or fewer"
         )
     return [(layer, round(layer * teacher / student)) for layer in range(1, student + 1)]
 
@@ -179,6 +191,42 @@ def logits_and_states(
         _mean_of_windows(output.logits.float(), owners, len(batch.examples)),
         _mean_of_windows(states, owners, len(batch.examples)),
     )
+
+
+def states_and_maps(
+    model: classify.Classifier, batch: Batch, layers: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `logits_and_states` gives, and the attention maps of these layers, float32 (windows,
+    layers, longest, longest), each the mean over its heads.
+
+    Runs on a padded grid, where the maps are written out.
+    """
+    ids, types, lengths = (
+        torch.from_numpy(x).to(model.device)
+        for x in (batch.input_ids, batch.token_type_ids, batch.lengths)
+    )
+    output = model(
+        **as_grid(ids, types, lengths), output_hidden_states=True, output_attentions=True
+    )
+    states = torch.stack([output.hidden_states[layer][:, 0] for layer in layers], 1)
+    maps = torch.stack([output.attentions[layer - 1].float().mean(1) for layer in layers], 1)
+    owners = torch.from_numpy(batch.owners).to(model.device)
+    return (
+        _mean_of_windows(output.logits.float(), owners, len(batch.examples)),
+        _mean_of_windows(states, owners, len(batch.examples)),
+        maps,
+    )
+
+
+def map_distance(student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    """(examples,) divergence of attention maps (windows, layers, longest, longest) from the
+    teacher's: the mean over layers, over the tokens that look, and over an example's windows."""
+    lengths = torch.from_numpy(batch.lengths).to(student.device)
+    apart = torch.xlogy(teacher, teacher) - teacher * student.clamp(min=1e-9).log()
+    real = torch.arange(student.shape[-1], device=student.device) < lengths[:, None]
+    each = (apart.sum(-1).mean(1) * real).sum(-1) / lengths  # (windows,)
+    owners = torch.from_numpy(batch.owners).to(student.device)
+    return _mean_of_windows(each, owners, len(batch.examples))
 
 
 def _mean_of_windows(values: Tensor, owners: Tensor, examples: int) -> Tensor:

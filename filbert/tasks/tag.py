@@ -38,6 +38,7 @@ from filbert.model.crf import (
     best_paths,
     grids,
 )
+from filbert.model.inputs import as_grid
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.sources import resolve
 from filbert.tasks.calibrate import probabilities
@@ -169,13 +170,8 @@ def logits_of(model: BertForTokenClassification, batch: Batch, at: Ids) -> Tenso
         packed = model(input_ids=ids, token_type_ids=types, lengths=lengths, predict_at=places)
         logits: Tensor = packed.logits.float()
         return logits
-    counts = batch.lengths.tolist()
-    grid, segments, mask = (
-        torch.nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True)
-        for x in (ids, types, torch.ones_like(ids))
-    )  # each (windows, longest)
-    output = model(input_ids=grid, token_type_ids=segments, attention_mask=mask)
-    logits = output.logits[mask.bool()][places].float()
+    grid = as_grid(ids, types, lengths)
+    logits = model(**grid).logits[grid["attention_mask"].bool()][places].float()
     return logits
 
 

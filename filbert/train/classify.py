@@ -109,7 +109,9 @@ def build(options: ClassifyOptions, data: Data, machine: Machine) -> Job:
     targets = torch.cat([targets, targets.new_zeros(more, *targets.shape[1:])])
     lesson = None
     if options.teacher is not None:
-        lesson = distil.Lesson(options, data, machine, model, scale=(mean, spread))
+        lesson = distil.Lesson(
+            options, data, machine, model, tokenizer, reading, scale=(mean, spread)
+        )
 
     def hard(logits: Tensor, examples: Ids) -> Tensor:
         return classify.loss(

@@ -94,7 +94,19 @@ class TuneOptions(RunOptions):
     attention: Literal["packed", "sdpa", "eager"] = Field("packed", description="Attention path")
 
 
-class ClassifyOptions(TuneOptions):
+class TaughtOptions(TuneOptions):
+    """A teacher's answers beside the labels: filbert/tasks/distil.py."""
+
+    teacher: str | None = Field(None, description="Bundle whose answers are learned too")
+    distil_weight: float = Field(
+        0.5, ge=0, le=1, description="Share of the teacher's answers in the loss"
+    )
+    distil_temperature: float = Field(
+        2.0, ge=0.1, le=100, description="Both answers are softened by it"
+    )
+
+
+class ClassifyOptions(TaughtOptions):
     """Labels for texts: columns, kind of label, weights."""
 
     text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
@@ -109,15 +121,11 @@ class ClassifyOptions(TuneOptions):
     windows: bool = Field(True, description="Longer texts: several windows; else cut off")
     class_weights: str = Field("none", description="none, balanced, or label=weight,label=weight")
 
-    # distillation: filbert/tasks/distil.py
-    teacher: str | None = Field(None, description="Bundle whose answers are learned too")
+    # more from the teacher
     unlabelled: str | None = Field(None, description="More texts, which only the teacher answers")
-    distil_weight: float = Field(
-        0.5, ge=0, le=1, description="Share of the teacher's answers in the loss"
-    )
-    distil_temperature: float = Field(
-        2.0, ge=0.1, le=100, description="Both answers are softened by it"
-    )
     distil_hidden: float = Field(
         0.0, ge=0, le=1000, description="Weight of the teacher's hidden states (0: not learned)"
+    )
+    distil_attention: float = Field(
+        0.0, ge=0, le=1000, description="Weight of its attention maps; needs the same vocabulary"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from filbert.bundle import Manifest
@@ -24,14 +25,16 @@ from filbert.data.tagged import Tagged, split_holdout
 from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.model.bert import BertForTokenClassification
 from filbert.model.device import for_inference
+from filbert.sources import resolve
+from filbert.tasks import distil as teaching
 from filbert.tasks import tag
 from filbert.tasks.calibrate import fit_temperature
 from filbert.tasks.tag_examine import examine, judged
 from filbert.tasks.tag_scores import ENTITY_SCORES, LABEL_SCORES, check_scorer, fit_confidence
-from filbert.train import loop
+from filbert.train import distil, loop
 from filbert.train.tag_options import TagOptions
 from filbert.train.trim import TrimmedEmbedding
-from filbert.train.tune import Job, Machine, TrainResult, numbers, open_base, tune
+from filbert.train.tune import Job, Machine, TrainResult, digest_of, numbers, open_base, tune
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Data:
     parts: list[Tagged]  # training, dev and, if there is one, test
     plain: bool
     labels: list[str]
+    teacher: str | None = None  # its digest
+    taught: NDArray[np.float32] | None = None  # what it says of each training word
     more_notes: list[str] = field(default_factory=list)
 
     @property
@@ -50,7 +55,8 @@ class Data:
 
     def digest(self) -> str:
         """A sha256 of all sentences and tags, in order."""
-        return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+        digests = [*(part.digest() for part in self.parts), self.teacher or ""]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def train_tag(options: TagOptions, *, quiet: bool = False) -> TrainResult:
@@ -60,6 +66,11 @@ def train_tag(options: TagOptions, *, quiet: bool = False) -> TrainResult:
 
 def read_data(options: TagOptions) -> Data:
     """Read the files, settle the labels, hold out a dev set where none is given."""
+    distil.check_named(options)
+    if options.teacher is not None and options.crf:
+        raise UsageError(
+            "--teacher: a tagger with --crf does not learn word by word; leave one out"
+        )
     train = tag.read(options.data, options)
     if options.limit is not None:
         train = train.select(range(min(options.limit, len(train))))
@@ -83,6 +94,8 @@ def read_data(options: TagOptions) -> Data:
         )
     else:
         check_scorer()
+    if options.teacher is not None:
+        data.teacher = digest_of(resolve(options.teacher))
     known = {"loss", *(LABEL_SCORES if data.plain else ENTITY_SCORES)}
     if options.metric is not None and options.metric not in known:
         raise UsageError(
@@ -116,16 +129,35 @@ def build(options: TagOptions, data: Data, machine: Machine) -> Job:
     slots = np.diff(train.example_slots)
     mean_slots = max(1.0, float(slots.mean()))  # a slot weighs the same in every batch
     scheme = "plain" if data.plain else "bio"
+    taught = None
+    if options.teacher is not None:
+        if data.taught is None:  # once for all seeds
+            data.taught = distil.word_answers(options, data.parts[0], train, data.labels, machine)
+        taught = torch.from_numpy(data.taught)
+
+    def with_teacher(hard: Tensor, logits: Tensor, rows: Ids) -> Tensor:
+        """The losses of slots, with what the teacher says of each word at its first."""
+        assert taught is not None
+        first = torch.from_numpy(train.first[rows]).to(device)
+        words = torch.from_numpy(train.slot_items[rows][train.first[rows]])
+        soft = teaching.loss(
+            logits[first], taught[words].to(device), problem_type=tag.SINGLE,
+            temperature=options.distil_temperature,
+        )  # fmt: skip
+        weight = options.distil_weight
+        return hard.masked_scatter(first, (1 - weight) * hard[first] + weight * soft)
 
     def batch_loss(trained: nn.Module, examples: Ids) -> tuple[Tensor, Tensor]:
         assert isinstance(trained, BertForTokenClassification)
         batch, at = train.gather(examples)
+        logits, rows = tag.logits_of(trained, batch, at), train.rows(examples)
         losses = tag.loss(
-            trained, tag.logits_of(trained, batch, at),
-            targets[0][torch.from_numpy(train.rows(examples))].to(device),
+            trained, logits, targets[0][torch.from_numpy(rows)].to(device),
             torch.from_numpy(slots[examples]).to(device),
             label_smoothing=options.label_smoothing,
         )  # fmt: skip
+        if taught is not None:
+            losses = with_teacher(losses, logits, rows)
         return losses.sum() / mean_slots, loop.counted(losses, len(at))
 
     def predict(trained: Any, number: int, temperature: float = 1.0) -> tuple[Any, tag.Decoded]:
@@ -169,6 +201,12 @@ def build(options: TagOptions, data: Data, machine: Machine) -> Job:
             "rows": len(data.parts[0]),
             "scored_on": f"{('dev', 'test')[last - 1]} set, {len(laid[last]):,} sentences",
         }
+        if options.teacher is not None:
+            manifest.provenance |= {
+                "teacher": options.teacher, "teacher_sha256": data.teacher,
+                "distil_weight": options.distil_weight,
+                "distil_temperature": options.distil_temperature,
+            }  # fmt: skip
         record = examine(
             data.parts[last], laid[last], gold[last], decoded, labels=data.labels,
             settings=settings, temperature=manifest.temperature,

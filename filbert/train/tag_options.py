@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from filbert.train.options import TuneOptions
+from filbert.train.options import TaughtOptions
 
 
-class TagOptions(TuneOptions):
+class TagOptions(TaughtOptions):
     """Labels for words: where they stand in the file, which tokens carry them, how they are
     chosen."""
 

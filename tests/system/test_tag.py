@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from filbert import load
+from filbert.bundle import read_manifest
 from filbert.cli_predict import predict
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.evaluate import evaluate
@@ -19,8 +22,9 @@ from filbert.infer.tag import Tagger
 from filbert.model.bert import BertConfig, BertForPreTraining
 from filbert.model.crf import BertCrfForTokenClassification
 from filbert.text import BertTokenizer
-from filbert.train.tag import train_tag
+from filbert.train.tag import build, read_data, train_tag
 from filbert.train.tag_options import TagOptions
+from filbert.train.tune import Machine
 
 pytest.importorskip("seqeval")
 
@@ -229,6 +233,60 @@ def test_plain_labels_for_each_word(base: Path, tmp_path: Path) -> None:
     assert [w["start"] for w in answer["words"]] == [0, 4, 7, 9, 10]
     assert tag.evaluate(dev)["scores"]["accuracy"] > 0.9
     assert tag.line(answer).startswith("saw/VERB Ann/NOUN")
+
+
+def test_a_tagger_learns_from_a_tagger(base: Path, run: Path, tmp_path: Path) -> None:
+    """Where the labels of the training file are wrong and the teacher alone counts, the student
+    still gets them right; its vocabulary has another order than the teacher's."""
+    turned = tmp_path / "turned"
+    shutil.copytree(base, turned)
+    BertTokenizer([*VOCABULARY[:5], *reversed(VOCABULARY[5:])]).save_pretrained(turned)
+    swapped = {"B-PER": "B-LOC", "I-PER": "I-LOC", "B-LOC": "B-PER", "I-LOC": "I-PER", "O": "O"}
+    wrong = [[(word, swapped[tag]) for word, tag in row] for row in sentences(150, 0)]
+    data = conll(tmp_path / "wrong.conll", wrong)
+    changes = {"data": str(data), "teacher": str(run), "distil_weight": 1.0, "slots": "first"}
+    result = train_tag(options(turned, tmp_path, **changes), quiet=True)
+    assert result.scores["f1"] is not None
+    assert result.scores["f1"] > 0.9
+    assert read_manifest(result.out).provenance["distil_weight"] == 1.0
+
+
+def test_a_tagger_that_is_its_teacher_pays_nothing(run: Path, tmp_path: Path) -> None:
+    """And half of its labels' loss at half the weight; each later part of a word keeps all."""
+    import torch
+
+    machine = Machine(torch.device("cpu"), torch.float32, "asked for")
+    losses = {}
+    for slots in ("first", "parts"):
+        for weight in (0.0, 0.5, 1.0):
+            asked = options(run, tmp_path, teacher=str(run), slots=slots, distil_weight=weight)
+            data = read_data(asked)
+            job = build(asked, data, machine)
+            head = load(run, device="cpu", precision="float32").model.classifier
+            job.model.classifier.load_state_dict(head.state_dict())
+            tallies = job.batch_loss(job.model.eval(), np.arange(40))[0]
+            losses[slots, weight] = tallies.item()
+    assert losses["first", 1.0] == pytest.approx(0, abs=1e-4)
+    assert losses["first", 0.5] == pytest.approx(losses["first", 0.0] / 2, rel=1e-3)
+    assert losses["parts", 1.0] > 1e-3  # `-` and `bay` of rome-bay learn from the labels alone
+
+
+def test_teachers_that_do_not_fit(base: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--distil-weight: a teacher has to be named"):
+        train_tag(options(base, tmp_path, distil_weight=0.9), quiet=True)
+    with pytest.raises(UsageError, match="--crf does not learn word by word"):
+        train_tag(options(base, tmp_path, teacher=str(run), crf=True), quiet=True)
+    with pytest.raises(UsageError, match="a tagger learns from a tagger"):
+        train_tag(options(base, tmp_path, teacher=str(base)), quiet=True)
+    crf = train_tag(options(base, tmp_path, crf=True, epochs=1), quiet=True).out
+    fewer = [[(w, t if "PER" in t else "O") for w, t in row] for row in sentences(50, 0)]
+    data = conll(tmp_path / "fewer.conll", fewer)
+    more = {"out": str(tmp_path / "other"), "dev": None}
+    with pytest.raises(UsageError, match="whose answers are of whole sentences"):
+        train_tag(options(base, tmp_path, teacher=str(crf), **more), quiet=True)
+    with pytest.raises(UsageError, match="the training file lacks B-LOC, I-LOC"):
+        train_tag(options(base, tmp_path, teacher=str(run), **more, data=str(data)), quiet=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_refused_before_anything_is_written(base: Path, tmp_path: Path) -> None:

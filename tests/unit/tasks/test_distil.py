@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from filbert.bundle import Manifest
+from filbert.data.packing import Batch
 from filbert.errors import UsageError
 from filbert.model.bert import BertForSequenceClassification
 from filbert.model.modern import ModernBertForSequenceClassification
@@ -167,6 +168,34 @@ def test_states_are_those_of_first_tokens(kind: str) -> None:
                 rows.append(torch.stack([out.hidden_states[layer][0, 0] for layer in (1, 2)]))
             assert torch.allclose(states[example], torch.stack(rows).mean(0), atol=1e-5)
     assert len(batch.owners) > 3  # some text has several windows
+
+
+@pytest.mark.parametrize("kind", ["bert", "modern"])
+def test_states_with_maps_are_those_without(kind: str) -> None:
+    """On the padded grid as on the packed batch; a row of a map sums to 1, over real tokens."""
+    model, tokenizer = small(kind), BertTokenizer(VOCABULARY)
+    texts = ["the river bank", "lunch", "free call now " * 6]
+    encoded = classify.encode(tokenizer, texts, None, max_length=12, windows=True, stride=2)
+    batch = encoded.gather(np.arange(3))
+    with torch.no_grad():
+        logits, states = distil.logits_and_states(model, batch, [1, 2])
+        again, same, maps = distil.states_and_maps(model, batch, [1, 2])
+    assert torch.allclose(logits, again, atol=1e-5) and torch.allclose(states, same, atol=1e-5)
+    longest = int(batch.lengths.max())
+    assert maps.shape == (len(batch.lengths), 2, longest, longest)
+    for window, length in enumerate(batch.lengths.tolist()):
+        assert torch.allclose(maps[window, :, :length, :length].sum(-1), torch.ones(2, length))
+
+
+def test_maps_are_compared_by_their_divergence() -> None:
+    """By hand: of two tokens the first looks alike in both, the second does not; a text of one
+    token can only look at itself."""
+    batch = Batch(*(np.zeros(3, dtype=np.int64),) * 2, np.array([2, 1]), np.arange(2), np.arange(2))
+    student = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]], [[[1.0, 0.0], [0.3, 0.7]]]])
+    teacher = torch.tensor([[[[0.5, 0.5], [0.9, 0.1]]], [[[1.0, 0.0], [0.6, 0.4]]]])
+    apart = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    found = distil.map_distance(student, teacher, batch)
+    assert found.tolist() == pytest.approx([apart / 2, 0.0], abs=1e-6)
 
 
 def test_the_teachers_answers_come_in_the_students_order() -> None:

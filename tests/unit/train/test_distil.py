@@ -117,6 +117,43 @@ def test_a_student_that_is_its_teacher_pays_nothing(place: Path) -> None:
     assert job.batch_loss(job.model.eval(), np.arange(24))[0].item() == pytest.approx(0, abs=1e-4)
 
 
+def test_attention_maps_are_learned(place: Path) -> None:
+    """From a teacher of the same vocabulary: the loss is 0 for the teacher itself, and more for
+    other weights; and a run with them ends in a plain classifier."""
+    values: dict[str, Any] = {
+        "base": str(place / "teacher"),
+        "distil_weight": 1.0,
+        "distil_attention": 5.0,
+    }
+    options = asked(place, "attentive", **values)
+    job = build(options, read_data(options), CPU)
+    teacher = load(place / "teacher", precision="float32")
+    job.model.classifier.load_state_dict(teacher.model.classifier.state_dict())
+    rows = np.arange(24)
+    assert job.batch_loss(job.model.eval(), rows)[0].item() == pytest.approx(0, abs=1e-4)
+    key = job.model.bert.encoder.layer[2].attention.self.key
+    with torch.no_grad():
+        key.weight.mul_(-2)
+    more = job.batch_loss(job.model, rows)[0].item()
+    options = options.model_copy(update={"distil_attention": 0.0})
+    job.model.zero_grad()
+    plain = build(options, read_data(options), CPU)
+    plain.model.load_state_dict(job.model.state_dict())
+    assert more > plain.batch_loss(plain.model.eval(), rows)[0].item() + 1e-3
+    result = train_classify(asked(place, "attentive", **values, epochs=1), quiet=True)
+    assert read_manifest(result.out).provenance["distil_attention"] == 5.0
+    with safe_open(result.out / "model.safetensors", "pt") as file:
+        assert not any("distil" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_attention_maps_ask_for_equal_tokens(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has another vocabulary than --base"):
+        train_classify(asked(place, "none", distil_attention=1.0), quiet=True)
+    options = asked(place, "none", base=str(place / "teacher"), distil_attention=1.0, max_length=20)
+    with pytest.raises(UsageError, match="give --max-length and --stride as the teacher has"):
+        train_classify(options, quiet=True)
+
+
 def test_the_teacher_answers_once_for_all_seeds(place: Path) -> None:
     options = asked(place, "none")
     data = read_data(options)
@@ -164,7 +201,12 @@ def test_other_labels_are_told_before_anything_is_written(place: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("distil_weight", 0.9), ("distil_temperature", 3.0), ("distil_hidden", 1.0)],
+    [
+        ("distil_weight", 0.9),
+        ("distil_temperature", 3.0),
+        ("distil_hidden", 1.0),
+        ("distil_attention", 1.0),
+    ],
 )
 def test_what_is_learned_from_a_teacher_asks_for_one(
     place: Path, option: str, value: float
