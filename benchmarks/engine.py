@@ -3,7 +3,8 @@
 Why: a claim of speed is worth something only beside a peer, on the same machine, in the same run.
 Text goes in and vectors come out, tokenising and pooling included; each peer gets its texts sorted
 by length, the better of batches of 8 and of 32, and the threads that filbert has. The arms are
-those of `filbert benchmark` (filbert/infer/benchmark_peers.py says how each peer is used).
+those of `filbert benchmark` (filbert/infer/benchmark_peers.py says how each peer is used), and two
+more.
 
 Run (needs `pip install 'filbert[demo,bench]'`; DIR holds glue/SST-2 and imdb):
 
@@ -19,13 +20,20 @@ of IMDB reviews. Both models read up to 512 tokens here. The arms:
     filbert            `filbert.load(folder)`, precision and encoder chosen by itself
     filbert, PyTorch   the same without the native encoder (`core="torch"`)
     filbert, int8      `precision="int8"`
-    openvino bf16      float32 where bfloat16 is not multiplied natively
+    filbert, float32   `precision="float32"`
+    openvino           float32, and bfloat16 where that is multiplied natively
     onnxruntime        float32, and dynamic int8
     transformers       float32, and bfloat16
+    transformers float32, as they come    not sorted, batches of 32: what its users type first
 
-The arms alternate within a round; ratios are taken within a round, to the best peer of that round,
-and the median of them stated. The machine's ceiling is measured in the same round. With --single, a
-text of 16 and one of 128 tokens: median and 99th percentile of the milliseconds.
+The arms alternate within a round; ratios are taken within a round, to that round's best peer of the
+same precision and to transformers as they come, and the median of them stated. The machine's
+ceiling (of bfloat16 where that is multiplied) is measured in the same round.
+
+All rounds have the same texts. filbert's tokenizer remembers words, peers tokenise anew, so that
+memory is emptied before each round. With --single, a text of 16 and one of 128 tokens: median and
+99th percentile of the milliseconds; the memory is emptied before each round there too, so of the
+calls of a round all but the first of each text find their words in it.
 """
 
 from __future__ import annotations
@@ -33,6 +41,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -49,6 +58,8 @@ from filbert.infer import benchmark as bench
 from filbert.infer import benchmark_measure as measure
 from filbert.infer.benchmark_measure import Arm, Timed
 from filbert.infer.benchmark_peers import arms_of, hushed
+from filbert.infer.benchmark_subject import Subject, encoded, grid_of
+from filbert.infer.benchmark_subject import opened as in_transformers
 from filbert.model import native, sentence_folder
 from filbert.model.bert import BertModel
 from filbert.model.config import BertConfig
@@ -59,6 +70,8 @@ from filbert.text import BertTokenizer
 BASE = "all-MiniLM-L6-v2"
 LONGEST, MEAN, SPREAD = 512, 129, 0.8  # tokens of a passage; SPREAD: of the logarithm of its length
 PEERS = ("openvino", "onnxruntime", "transformers")
+PLAIN, PLAIN_BATCH = "transformers float32, as they come", 32
+PRECISIONS = ("bf16", "float32", "int8")
 SINGLE = (16, 128)  # tokens of a text
 
 
@@ -130,30 +143,61 @@ def opened(folder: Path, threads: int, precision: str = "auto", core: str = "aut
     return predictor
 
 
-def all_arms(folder: Path, scratch: Path, threads: int) -> tuple[Any, list[Arm], list[str]]:
-    """filbert's predictor, all arms, and those that are not here, in words."""
-    predictor = opened(folder, threads)
-    arms = [bench.our_arm(predictor)]
+def all_arms(folder: Path, scratch: Path, threads: int) -> tuple[list[Any], list[Arm], list[str]]:
+    """filbert's predictors, the one that chose by itself first; all arms, and those that are not
+    here, in words."""
+    ours = {"filbert": opened(folder, threads)}
     if not isinstance(native.library(), str):
-        without = opened(folder, threads, core="torch")
-        arms.append(bench.our_arm(without, "filbert, PyTorch"))
-        arms.append(bench.our_arm(opened(folder, threads, "int8"), "filbert, int8"))
-    subject = bench.subject_of(predictor, scratch, threads)
+        ours["filbert, PyTorch"] = opened(folder, threads, core="torch")
+        ours["filbert, int8"] = opened(folder, threads, "int8")
+    if ours["filbert"].dtype != torch.float32:
+        ours["filbert, float32"] = opened(folder, threads, "float32")
+    arms = [bench.our_arm(predictor, name) for name, predictor in ours.items()]
+    subject = bench.subject_of(ours["filbert"], scratch, threads)
     told: list[str] = []
     for peer in PEERS:
         found, reason = arms_of(peer, subject)
         arms += found
         told += [reason] if reason else []
-    return predictor, arms, told
+    if importlib.util.find_spec("transformers") is not None:
+        arms.append(as_they_come(subject))
+    return list(ours.values()), arms, told
+
+
+def as_they_come(subject: Subject) -> Arm:
+    """transformers with nothing done for speed: float32, texts in the order in which they stand."""
+    model = in_transformers(subject)
+
+    @torch.inference_mode()
+    def run(rows: Any) -> Any:
+        blocks = []
+        for start in range(0, len(rows), PLAIN_BATCH):
+            grid = grid_of(subject, encoded(subject, rows[start : start + PLAIN_BATCH]))
+            blocks.append(model(*map(torch.from_numpy, grid)).numpy())
+        return np.concatenate(blocks)
+
+    return Arm(PLAIN, {f"batches of {PLAIN_BATCH}, not sorted": run}, run)
+
+
+def forget(ours: list[Any]) -> None:
+    """Empty the memory of words of filbert's tokenizers."""
+    for predictor in ours:
+        predictor.tokenizer.forget_words()
+
+
+def precision_of(arm: str, chosen: str) -> str:
+    """What an arm computes in: its name says it, or it is what filbert has chosen by itself."""
+    return next((kind for kind in PRECISIONS if kind in arm), chosen)
 
 
 # --- measuring -----------------------------------------------------------------------------------
 
 
 def many(
-    arms: list[Arm], predictor: Any, truth: Any, texts: list[str], given: Any
+    arms: list[Arm], ours: list[Any], truth: Any, texts: list[str], given: Any
 ) -> dict[str, Any]:
     """Rounds over all texts: seconds of each arm, the machine's rates, tokens and operations."""
+    predictor = ours[0]
     kept, apart, told = bench.checked(arms, texts, truth)
     with measure.staged(predictor) as stages:
         predictor.vectors(texts)
@@ -164,52 +208,75 @@ def many(
     rates = []
     for turn in range(given.rounds):
         rates.append(measure.ceiling(predictor.dtype, predictor.device, given.threads))
+        forget(ours)
         for name in measure.rotated(list(by_name), turn):
             measure.clocked(seen[name], by_name[name].ways[seen[name].way], texts)
     return {
         "texts": len(texts), "tokens": stages.tokens, "left_out": told, "rates": rates,
         "operations": measure.operations(predictor.model, stages),
-        "arms": {name: {**dataclasses.asdict(one), "apart": apart[name]}
-                 for name, one in seen.items()},
+        "arms": {
+            name: {
+                **dataclasses.asdict(one), "apart": apart[name],
+                "precision": precision_of(name, measure.name_of(predictor.dtype)),
+            }
+            for name, one in seen.items()
+        },
     }  # fmt: skip
 
 
 def table(found: dict[str, Any]) -> str:
-    """Each arm in Markdown; `ratio`: the best peer's seconds of a round over the arm's."""
+    """Each arm in Markdown; ratios: seconds of others in a round, the least, over the arm's."""
     arms, count = found["arms"], found["texts"]
-    peers = [name for name in arms if not name.startswith("filbert")]
     by = max(found["rates"][0], key=lambda name: statistics.median(r[name] for r in found["rates"]))
     rates = [rate[by] for rate in found["rates"]]
     lines = [
         f"{count:,} texts, {found['tokens'] / count:.1f} tokens on average; ceiling "
         f"{statistics.median(rates):,.0f} GFLOP/s ({by})",
         "",
-        "| arm | way | texts/s (each round) | to the best peer (each round) | the same, processor "
-        "time | of ceiling | relative difference |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | precision | way | texts/s (each round) | to the best peer of this precision (each "
+        "round) | the same, processor time | to transformers as they come | of ceiling | relative "
+        "difference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, arm in arms.items():
         speeds = [count / taken for taken in arm["seconds"]]
         shares = [found["operations"] / taken / 1e9 / rate
                   for taken, rate in zip(arm["seconds"], rates, strict=True)]  # fmt: skip
-        cells = [name, arm["way"], _each(speeds, ".1f")]
-        for kind in ("seconds", "processor"):
-            best = [min(arms[peer][kind][i] for peer in peers) for i in range(len(speeds))]
-            cells.append(_each([b / own for b, own in zip(best, arm[kind], strict=True)], ".2f"))
+        cells = [name, arm["precision"], arm["way"], _each(speeds, ".1f")]
+        peers = [peer for peer in arms if not peer.startswith("filbert")
+                 and arms[peer]["precision"] == arm["precision"]]  # fmt: skip
+        cells += [
+            _each(ratios(arms, name, peers, kind), ".2f") for kind in ("seconds", "processor")
+        ]
+        cells.append(_each(ratios(arms, name, [peer for peer in arms if peer == PLAIN]), ".2f"))
         cells += [f"{statistics.median(shares):.1%}", f"{arm['apart']['relative']:.1e}"]
         lines.append(f"| {' | '.join(cells)} |")
+    if "filbert, int8" in arms:
+        gain = _each(ratios(arms, "filbert, int8", ["filbert"]), ".2f")
+        lines.append(f"\nfilbert, int8, to filbert: {gain}")
     return "\n".join([*lines, *(f"\nleft out: {text}" for text in found["left_out"])])
 
 
+def ratios(arms: Any, name: str, others: list[str], kind: str = "seconds") -> list[float]:
+    """Of each round the least of the others' seconds over those of `name`; none without others."""
+    if not others:
+        return []
+    rounds = zip(arms[name][kind], *(arms[other][kind] for other in others), strict=True)
+    return [min(theirs) / own for own, *theirs in rounds]
+
+
 def _each(values: list[float], form: str) -> str:
+    if not values:
+        return "-"
     each = ", ".join(f"{value:{form}}" for value in values)
     return f"**{statistics.median(values):{form}}** ({each})"
 
 
-def single(arms: list[Arm], texts: dict[int, str], given: Any) -> dict[str, Any]:
+def single(arms: list[Arm], ours: list[Any], texts: dict[int, str], given: Any) -> dict[str, Any]:
     """Seconds of each call with one text, by arm and by tokens."""
     found: dict[str, Any] = {arm.name: {size: [] for size in texts} for arm in arms}
     for turn in range(given.rounds + 1):
+        forget(ours)
         for place in measure.rotated([str(number) for number in range(len(arms))], turn):
             arm = arms[int(place)]
             for size, text in texts.items():
@@ -276,20 +343,20 @@ def main() -> None:
         for model, where in models(given.models, Path(folder)):
             scratch = Path(folder) / f"graphs-{len(report['found'])}"
             scratch.mkdir()
-            predictor, arms, told = all_arms(where, scratch, given.threads)
-            print(f"## {model}: {bench.path_of(predictor)}\n", flush=True)
+            ours, arms, told = all_arms(where, scratch, given.threads)
+            print(f"## {model}: {bench.path_of(ours[0])}\n", flush=True)
             print("".join(f"left out: {text}\n" for text in told), end="")
             if given.single:
                 reviews = longer_than(given.data, list(SINGLE), tokenizer)
                 texts = {size: cut(text, size, tokenizer)
                          for size, text in zip(SINGLE, reviews, strict=True)}  # fmt: skip
-                found = single(arms, texts, given)
+                found = single(arms, ours, texts, given)
                 print(single_table(found) + "\n", flush=True)
                 report["found"][model] = found
                 continue
             exact = opened(where, given.threads, "float32")
             for name, texts_of in sets.items():
-                found = many(arms, predictor, exact.vectors(texts_of), texts_of, given)
+                found = many(arms, ours, exact.vectors(texts_of), texts_of, given)
                 print(f"{name}: {table(found)}\n", flush=True)
                 report["found"][f"{model}, {name}"] = found
     if given.json:

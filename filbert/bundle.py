@@ -11,11 +11,13 @@ is understood through its `config.json`.
 from __future__ import annotations
 
 import json
+import os
 from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from pydantic import (
@@ -69,7 +71,23 @@ PIPELINES = {  # as the model hub calls the tasks
     "answer": "question-answering", "summarize": "summarization", "translate": "translation",
     "fill": "fill-mask", "embed": "sentence-similarity",
 }  # fmt: skip
+CALLS = {  # how a model is called, where not with a text
+    "answer": '"Who wrote it?", "Mary Shelley wrote it."',
+    "fill": '"a text with a [MASK]"', "pretrain": '"a text with a [MASK]"',
+}  # fmt: skip
 LABELLED = ("classify", "rank", "tag")  # a row of the head for each label
+COMMANDS = {  # what asks a model of each task
+    "classify": 'filbert predict {bundle} "a text"',
+    "rank": 'filbert rank {bundle} "a query" --file FILE',
+    "tag": 'filbert predict {bundle} "a text"',
+    "answer": 'filbert predict {bundle} --context FILE "a question"',
+    "summarize": "filbert predict {bundle} --file FILE",
+    "translate": 'filbert predict {bundle} "a text"',
+    "fill": 'filbert predict {bundle} "a text with a [MASK]"',
+    "pretrain": 'filbert predict {bundle} "a text with a [MASK]"',
+    "embed": 'filbert search FILE "a query" --bundle {bundle}',
+    "encode": 'filbert inspect {bundle} "a text"',
+}
 
 
 class Int8(BaseModel):
@@ -242,8 +260,10 @@ def save_bundle(
     model: PretrainedModel,
     tokenizer: BertTokenizer,
     manifest: Manifest,
+    name: str | None = None,
 ) -> Path:
-    """Write a bundle into `folder`, each file atomically, `filbert.json` last."""
+    """Write a bundle into `folder`, each file atomically, `filbert.json` last. name: what its card
+    calls it, where that is not the folder's own."""
     target = Path(folder)
     make_folder(target)
     (target / MANIFEST).unlink(missing_ok=True)
@@ -251,7 +271,7 @@ def save_bundle(
     tokenizer = copy(tokenizer)  # the caller's stays as it is
     fit_tokenizer(tokenizer, model.config)
     tokenizer.save_pretrained(target)
-    write_file(target / "README.md", model_card(target.name, model, manifest))
+    write_file(target / "README.md", model_card(name or target.name, model, manifest))
     text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
     write_file(target / MANIFEST, text + "\n")
     return target
@@ -297,13 +317,33 @@ def model_card(name: str, model: PretrainedModel, manifest: Manifest) -> str:
         *([f"Scores are of the {origin['scored_on']}."] if "scored_on" in origin else []),
         "",
         "```python",
-        "from filbert import load",
-        f'model = load("{name}")',
-        'model("a text")',
+        *_snippet(name, type(model).__name__, manifest),
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _snippet(name: str, kind: str, manifest: Manifest) -> list[str]:
+    """Lines of Python that ask the bundle `name`, whose model is a `kind`."""
+    if manifest.task == "encode":  # nothing answers
+        return [
+            f"from filbert import BertTokenizer, {kind}",
+            f'tokenizer = BertTokenizer.from_pretrained("{name}")',
+            f'model = {kind}.from_pretrained("{name}")',
+            'model(**tokenizer("a text", return_tensors="pt")).last_hidden_state',
+        ]
+    usual = '"a text", "another text"' if manifest.pair else '"a text"'
+    call = CALLS.get(manifest.task, usual)
+    return ["from filbert import load", f'model = load("{name}")', f"model({call})"]
+
+
+def what_fits(name: str | PathLike[str], manifest: Manifest) -> str:
+    """The command that asks the bundle `name`, as the end of a message that refuses another."""
+    command = COMMANDS[manifest.task].format(bundle=quote(os.fspath(name)))
+    if manifest.pair and manifest.task == "classify":
+        command += ' --pair "another text"'
+    return f"What fits it: {command}"
 
 
 def tasks_of(config: EncoderConfig) -> tuple[str, ...]:

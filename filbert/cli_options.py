@@ -36,14 +36,15 @@ def command_from_fields(
     arguments: Sequence[str] = (),
     recipes: bool = True,
     instead: dict[str, str] | None = None,
+    further: dict[str, FieldInfo] | None = None,
 ) -> Callable[..., None]:
     """A function that typer reads as a command with one option for each field of `model`.
 
     It calls `run(values, recipe, as_json)`: the values that were typed, by field name, the
     recipe's path or None, and whether `--json` was given. `arguments` name what is typed without an
     option, in this order: fields that are a text or, the last one, a list; or "recipe". `recipes`:
-    whether there is a --recipe at all. `instead`: further options, each with its help, that are no
-    fields; they name a folder.
+    whether there is a --recipe at all. `instead`: more options, each with its help, that are no
+    fields; they name a folder. `further`: fields of another model that are options too.
     """
     options: dict[str, Any] = {}
     needed: list[str] = []
@@ -62,7 +63,7 @@ def command_from_fields(
     if recipes and "recipe" not in arguments:
         recipe: Any = typer.Option("--recipe", metavar="FILE", help=RECIPE)
         options["recipe"] = Annotated[str | None, recipe]
-    for name, field in model.model_fields.items():
+    for name, field in [*model.model_fields.items(), *(further or {}).items()]:
         if name in arguments:
             continue
         options[name] = Annotated[

@@ -21,8 +21,9 @@ READING = ("text_column", "pair_column", "format", "encoding", "header")
 MACHINE = ("device", "precision", "batch_tokens", "threads", "core")
 OF_A_TASK = (
     *("all_scores", "top", "targets", "threshold", "dimensions", "sentences", "max_words"),
-    *("max_characters", "blocking", "beams", "max_tokens", "min_tokens", "length_penalty"),
-    *("no_repeat_ngram", "sample", "temperature", "top_p", "seed", "alignments"),
+    *("max_characters", "blocking", "best", "beams", "max_tokens", "min_tokens"),
+    *("length_penalty", "no_repeat_ngram", "early_stopping", "sample", "temperature", "top_k"),
+    *("top_p", "seed", "alignments"),
 )
 
 
@@ -80,7 +81,8 @@ def answered(
     options: PredictOptions, model: Any, *, window: int, **given: Any
 ) -> Iterator[tuple[Any, Any]]:
     """Each text, or line of standard input, with its answer."""
-    from filbert.infer.predict import BadLine, answered_lines, stream, typed_rows
+    from filbert.infer.predict import stream
+    from filbert.infer.typed_lines import BadLine, answered_lines, typed_rows
 
     context = None
     if options.context is not None:
@@ -137,6 +139,11 @@ def task_options(options: PredictOptions, model: Any) -> dict[str, Any]:
         for name in OF_A_TASK
         if (value := getattr(options, name)) is not None and value != []
     }
+    if "top_k" in given and "best" not in model.OPTIONS:  # of filling it is --top
+        raise not_for(model, "top_k")
+    if "early_stopping" in given:
+        known = {"true": True, "false": False, "never": "never"}
+        given["early_stopping"] = known[given["early_stopping"]]
     if "top" in given and model.manifest.task in ("answer", "fill", "pretrain"):
         name, most = ("n_best", 1000) if model.manifest.task == "answer" else ("top_k", 100_000)
         if not 1 <= given["top"] <= most:

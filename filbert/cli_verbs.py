@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
@@ -20,6 +21,17 @@ from filbert.cli_options import command_from_fields, print_json
 from filbert.errors import UsageError
 
 Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Instead:
+    """An option that names a folder and does something else with it than the verb does."""
+
+    help: str
+    # takes the folder, what else was typed, the recipe's path and whether --json was given
+    run: Callable[[str, dict[str, Any], str | None, bool], None]
+    options: str = ""  # module:class of the options that go with it
+    takes: tuple[str, ...] = ()  # the names of those
 
 
 @dataclass(frozen=True)
@@ -33,28 +45,51 @@ class Verb:
     arguments: tuple[str, ...] = ()
     recipes: bool = True
     group: str = ""
-    # options that name a folder and do something else with it: help, and what
-    instead: dict[str, tuple[str, Callable[[str, bool], None]]] = field(default_factory=dict)
+    instead: dict[str, Instead] = field(default_factory=dict)
 
     def command(self) -> Callable[..., None]:
         """The command, with an option for each field."""
-        module, name = self.options.split(":")
-        model = getattr(import_module(module), name)
+        model = load(self.options)
+        further: dict[str, Any] = {}  # options of what is done instead
+        belongs: dict[str, str] = {}  # to which
+        for option, other in self.instead.items():
+            for name in other.takes:
+                if name not in {*model.model_fields, "recipe"}:
+                    further[name] = copy(load(other.options).model_fields[name])
+                    further[name].description = f"With --{option}: {further[name].description}"
+                    belongs[name] = option
 
         def carry_out(values: dict[str, Any], recipe: str | None, as_json: bool) -> None:
-            other = [name for name in self.instead if name in values]
-            if other and len(values) > 1:
-                raise UsageError(f"--{other[0]} stands alone, without other options")
-            if other:
-                self.instead[other[0]][1](values[other[0]], as_json)
-            else:
-                options = parse(values, recipe, model, verb=self.name, arguments=self.arguments)
-                self.run(options, as_json)
+            option = next((name for name in self.instead if name in values), None)
+            if option is not None:
+                other, folder = self.instead[option], values.pop(option)
+                given = [*values, *(["recipe"] if recipe else [])]
+                if strange := [name for name in given if name not in other.takes]:
+                    takes = ", ".join(map(flag, other.takes)) or "no other option"
+                    raise UsageError(
+                        f"{', '.join(map(flag, strange))} cannot stand beside --{option}, which "
+                        f"takes {takes}"
+                    )
+                other.run(folder, values, recipe, as_json)
+                return
+            if strange := [name for name in values if name in belongs]:
+                raise UsageError(f"{flag(strange[0])} goes with --{belongs[strange[0]]} FOLDER")
+            options = parse(values, recipe, model, verb=self.name, arguments=self.arguments)
+            self.run(options, as_json)
+
+        def flag(name: str) -> str:
+            return name.upper() if name in self.arguments else f"--{name.replace('_', '-')}"
 
         return command_from_fields(
             model, carry_out, help=self.help, arguments=self.arguments, recipes=self.recipes,
-            instead={name: told for name, (told, _) in self.instead.items()},
+            instead={name: other.help for name, other in self.instead.items()}, further=further,
         )  # fmt: skip
+
+
+def load(where: str) -> Any:
+    """The class or function `module:name`."""
+    module, name = where.split(":")
+    return getattr(import_module(module), name)
 
 
 def parse(
@@ -84,8 +119,7 @@ def trainer(where: str, then: str) -> Callable[[Any, bool], None]:
     `then`: what to type next, with {out} in it."""
 
     def run(options: Any, as_json: bool) -> None:
-        module, name = where.split(":")
-        result = getattr(import_module(module), name)(options, quiet=False)
+        result = load(where)(options, quiet=False)
         if as_json:
             names = ("scores", "best_step", "steps", "seeds")
             shown = {name: getattr(result, name) for name in names}
@@ -142,7 +176,7 @@ def _prepare(options: Any, as_json: bool) -> None:
     print(f"next: filbert pretrain recipes/bert-mini.toml --data {options.out} --out FOLDER")
 
 
-def _verify(folder: str, as_json: bool) -> None:
+def _verify(folder: str, typed: dict[str, Any], recipe: str | None, as_json: bool) -> None:
     from filbert.data.shards import open_shards
 
     shards = open_shards(folder, verify="full")
@@ -153,10 +187,21 @@ def _verify(folder: str, as_json: bool) -> None:
         print(f"{folder}: {len(shards.shards)} shards, every file is what its checksum says")
 
 
-def _inspect_shards(folder: str, as_json: bool) -> None:
-    from filbert.tasks.inspect_shards import as_text, inspect_shards
+# Options of a run on which its samples depend.
+SAMPLE_OPTIONS = (
+    *("objective", "masking", "mask_rate", "short_prob", "mix"),
+    *("max_length", "seed", "sample", "recipe"),
+)
 
-    found = inspect_shards(folder)
+
+def _inspect_shards(folder: str, typed: dict[str, Any], recipe: str | None, as_json: bool) -> None:
+    from filbert.tasks.inspect_shards import as_text
+    from filbert.train.pretrain_inspect import inspect_samples
+    from filbert.train.pretrain_options import InspectOptions
+
+    # nothing is trained: samples may be of any length
+    given = {"data": folder, "out": "", "steps": 1, "max_position_embeddings": 2**20, **typed}
+    found = inspect_samples(parse(given, recipe, InspectOptions, verb="prepare --inspect"))
     if as_json:
         print_json(found)
     else:
@@ -265,8 +310,13 @@ VERBS = (
         _prepare,
         arguments=("corpus",),
         instead={
-            "inspect": ("Show what is in these shards, and samples", _inspect_shards),
-            "verify": ("Read every file of these shards against its checksum", _verify),
+            "inspect": Instead(
+                "Show what is in these shards, and samples as a run draws them",
+                _inspect_shards,
+                "filbert.train.pretrain_options:InspectOptions",
+                SAMPLE_OPTIONS,
+            ),
+            "verify": Instead("Read every file of these shards against its checksum", _verify),
         },
     ),
     Verb(

@@ -7,14 +7,14 @@
 #   TRAIN   labelled rows to fine-tune on (docs/finetune.md), DEV: rows to score
 #   OUT     where everything goes (default: runs/mini)
 #
-# Settings, as variables: SIZE=16384 KIND=uncased BUDGET=60m RECIPE=recipes/bert-mini.toml EPOCHS=3
+# Settings, as variables: SIZE=16384 KIND=uncased BUDGET=50m RECIPE=recipes/bert-mini.toml EPOCHS=3
 # PRETRAIN_ARGS and TRAIN_ARGS: further options of filbert pretrain and filbert train classify.
 # A step that is done is not done again; one that was broken off goes on. Chinese:
 #
 #   KIND=chinese SIZE=12000 RECIPE=recipes/bert-mini-zh.toml runs/cpu.sh corpus_zh/ train.tsv dev.tsv
 #
-# Time on two cores, for 270 MB of English: vocabulary 1 minute, shards 3, pre-training BUDGET,
-# fine-tuning a few minutes.
+# Time on two cores, for 270 MB of English: vocabulary 1 minute, shards 3, pre-training BUDGET (50
+# minutes, so that all is done in about an hour), fine-tuning a few minutes.
 # shellcheck disable=SC2086  # the variables with options are split into words
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -37,7 +37,7 @@ if [ ! -f "$out/model/filbert.json" ]; then
     resume=
     [ -f "$out/model/recipe.toml" ] && resume=--resume
     "$filbert" pretrain "${RECIPE:-$here/recipes/bert-mini.toml}" --data "$out/shards" \
-        --out "$out/model" --budget "${BUDGET:-60m}" ${PRETRAIN_ARGS:-} $resume
+        --out "$out/model" --budget "${BUDGET:-50m}" ${PRETRAIN_ARGS:-} $resume
 fi
 if [ ! -f "$out/tuned/filbert.json" ]; then
     resume=

@@ -7,9 +7,8 @@
 #   OUT     where everything goes (default: runs/base)
 #
 # Settings, as variables: SIZE=30522 KIND=uncased RECIPE=recipes/bert-base.toml GPUS=all of them.
-# PRETRAIN_ARGS: further options of filbert pretrain, such as "--budget 12h" in place of the recipe's
-# steps (then with RECIPE of your own without steps). Broken off, it goes on when started again.
-# Several machines: docs/scaling.md.
+# PRETRAIN_ARGS: further options of filbert pretrain, such as "--budget 12h", which takes the place of
+# the recipe's steps. Broken off, it goes on when started again. Several machines: docs/scaling.md.
 # shellcheck disable=SC2086  # the variables with options are split into words
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -160,10 +160,10 @@ def stream_texts(
 ) -> Iterator[tuple[Row, Any, Any]]:
     """`(row, text, second text or None)` of each row of `path`, for prediction in constant memory.
 
-    A value that is no string is handed on as it is (None for a missing key), so that one bad row of
-    millions can be answered with its own error. Raises what `read_rows` and `find_columns` do, and
-    with `need_pair` `UsageError` where no column of second texts is found."""
-    rows = read_rows(path, format=format, encoding=encoding, header=header)
+    What is no string (None for a missing key), or has half of a surrogate pair, is handed on as it
+    is, so that one bad row of millions can be answered with its own error. Raises what `read_rows`
+    and `find_columns` do; with `need_pair` `UsageError` where no second texts are found."""
+    rows = read_rows(path, format=format, encoding=encoding, header=header, half_pairs=True)
     head = list(islice(rows, 1))
     if list(head[0].values) != ["text"]:  # else nothing to find out: answer as lines come in
         head += islice(rows, tables.HEAD - 1)

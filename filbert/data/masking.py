@@ -6,7 +6,8 @@
 - `span`: runs of words, their number geometric, p = 0.2, at most 10 (SpanBERT, Joshi et al. 2020).
 - `ngram`: runs of 1 to 4 words, 40, 30, 20 and 10 % (MacBERT, Cui et al. 2020, section 3.2).
 
-Of the chosen tokens 80 % become [MASK], 10 % another token, 10 % stay (BERT paper, section 3.1).
+Of the chosen tokens 80 % become [MASK], 10 % another token, 10 % stay (BERT paper, section 3.1); a
+`span` does so as a whole (SpanBERT, section 3.1).
 The choice follows google-research/bert's `create_masked_lm_predictions`: units in random order, one
 that would exceed the number wanted is passed over. `choose_by_hand` is that rule written out, and
 the twin that tests hold `choose` to.
@@ -89,8 +90,10 @@ def mask(
     wanted = np.maximum(1, np.rint(lengths * rule.rate).astype(np.int64))
     priority = uniforms(keys[unit_owner], within[firsts] + _PRIORITY)
     chosen = choose(unit_owner, sizes, priority, wanted)
+    units = unit_of[chosen[unit_of]]  # (masked,) the unit of each token that is chosen
     positions = open_to[chosen[unit_of]]
-    action = uniforms(keys[owners[positions]], within[positions] + _ACTION)
+    acts = firsts[units] if rule.masking == "span" else positions  # whose draw decides
+    action = uniforms(keys[owners[positions]], within[acts] + _ACTION)
     other = uniforms(keys[owners[positions]], within[positions] + _TOKEN)
     labels = input_ids[positions]
     replaced = np.where(action < rule.mask_share, rule.mask_id, labels)

@@ -21,11 +21,13 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from filbert.data.tables import Row, kind_of, read_rows, shown_name
+from filbert.data.summaries import TEXTS, is_shorter, told_longer
+from filbert.data.tables import HEAD, OTHERS, Row, kind_of, read_rows, shown_name
+from filbert.data.told_rows import ToldRows
 from filbert.errors import FilbertError, UsageError, did_you_mean
 
 # What the two columns are called in the wild, in the order of preference.
@@ -90,12 +92,14 @@ def read_pairs(
     encoding: str = "utf-8",
     header: bool | None = None,
     empty: Literal["refuse", "skip"] = "refuse",
+    task: Literal["translate", "summarize"] = "translate",
 ) -> Pairs:
     """Read the pairs of a table, or of two files that run side by side.
 
     Raises `UsageError` for columns that are not there, `FilbertError` that names file and line for
     an empty side (or leaves such pairs out and says how many, with `empty="skip"`), for a cell that
-    is no text, and where one of two files is longer.
+    is no text, and where one of two files is longer. A summary (`task`) that is not shorter than
+    its text is told in the notes; where most are not, that is an error.
     """
     if target_path is not None:
         if source_column or target_column:
@@ -110,6 +114,7 @@ def read_pairs(
     else:
         rows = _columns(path, source_column, target_column, format, encoding, header)
     sources, targets, numbers, several, skipped = [], [], [], [], 0
+    long = ToldRows()
     for number, source, references in rows:
         source, references = source.strip(), [text.strip() for text in references if text.strip()]
         if not source or not references:
@@ -122,6 +127,8 @@ def read_pairs(
                 )
             skipped += 1
             continue
+        if task == "summarize" and not is_shorter(source, references):
+            long.add(number)
         sources.append(source)
         targets.append(references[0])
         several.append(references)
@@ -131,24 +138,45 @@ def read_pairs(
     notes = (
         [f"{shown_name(path)}: {skipped:,} pairs with an empty side left out"] if skipped else []
     )
+    advice = "Are the columns swapped? Name them with --source-column and --target-column"
+    if target_path is not None:
+        advice = f"Are the two files swapped? The summaries come from {shown_name(target_path)}"
+    notes += told_longer(long, len(sources), shown_name(path), advice)
     some = several if any(len(row) > 1 for row in several) else None
     return Pairs(sources, targets, numbers, path, some, notes)
 
 
-def read_sources(
+def stream_sources(
     path: str,
     *,
-    source_column: str | None = None,
+    text_column: str | None = None,
     format: str | None = None,
     encoding: str = "utf-8",
     header: bool | None = None,
-) -> Iterator[str]:
-    """The sources alone, for prediction: lines of a text, or a column of a table."""
-    names: tuple[str, str | None] | None = None
-    for row in read_rows(path, format=_format(path, format), encoding=encoding, header=header):
-        if names is None:
-            names = _pick(path, row, source_column, None, alone=True)
-        yield _one(path, row, names[0])
+    target: str | None = None,
+) -> Iterator[tuple[Row, Any, None]]:
+    """The sources alone, for prediction in constant memory, as (row, text, None): the lines of a
+    text (any name that is not that of a table), or a column of a table; see `_source_column`.
+
+    A list of sentences is joined; what is no text is handed on as it is, so that one bad row can be
+    answered with its own error. target: the language written, which names no source. Raises what
+    `read_rows` does, and `UsageError` where it is not plain which column is meant.
+    """
+    format = _format(path, format)
+    plain = kind_of(path) is None and not path.startswith("hub:") and ".json" not in path.lower()
+    rows = read_rows(
+        path, format="text" if format is None and plain else format, encoding=encoding,
+        header=header, half_pairs=True,
+    )  # fmt: skip
+    head = list(islice(rows, 1))
+    if head and list(head[0].values) != ["text"]:  # else nothing to find out: lines as they come in
+        head += islice(rows, HEAD - 1)
+    column = _source_column(path, head, text_column, target)
+    for row in chain(head, rows):
+        value = _cell(row, column)
+        if isinstance(value, list) and all(isinstance(text, str) for text in value):
+            value = " ".join(value)
+        yield row, value, None
 
 
 def split_pairs(
@@ -203,7 +231,7 @@ def _columns(
     path: str, source: str | None, target: str | None, format: str | None, encoding: str,
     header: bool | None,
 ) -> Iterator[tuple[int, str, list[str]]]:  # fmt: skip
-    names: tuple[str, str | None] | None = None
+    names: tuple[str, str] | None = None
     if format is None and kind_of(path) is None and Path(path).is_file():
         raise UsageError(
             f"{path}: the name is not that of a table (.tsv, .csv, .jsonl, .parquet). Where it "
@@ -213,8 +241,7 @@ def _columns(
     for row in read_rows(path, format=_format(path, format), encoding=encoding, header=header):
         if names is None:
             names = _pick(path, row, source, target)
-        assert names[1] is not None
-        found = _cell(path, row, names[1])
+        found = _cell(row, names[1])
         references = found if isinstance(found, list) else [_one(path, row, names[1])]
         if not all(isinstance(text, str) for text in references):
             raise FilbertError(f"{shown_name(path)}, row {row.number}: a target is no text")
@@ -226,15 +253,44 @@ def _format(path: str, format: str | None) -> str | None:
     return "tsv" if format is None and path.endswith(("cmn.txt", ".tsv.txt")) else format
 
 
-def _pick(
-    path: str, row: Row, source: str | None, target: str | None, *, alone: bool = False
-) -> tuple[str, str | None]:
+def _source_column(path: str, head: list[Row], asked: str | None, target: str | None) -> str:
+    """The column of the sources: the one asked for; that of a known pair of names that is there
+    (`NAMES`); a known name; the only one beside ids and, inside of "translation", beside the
+    language `target`."""
+    nested = [row.values[NESTED] for row in head if isinstance(row.values.get(NESTED), dict)]
+    inside = list(dict.fromkeys(name for cells in nested for name in cells))
+    names = list(dict.fromkeys(name for row in head for name in row.values))
+    columns = [*(name for name in names if not (nested and name == NESTED)), *inside]
+    if asked is not None:
+        if asked not in columns:
+            raise UsageError(
+                f"{shown_name(path)} has no column {asked!r}; there are "
+                f"{', '.join(columns[:20])}.{did_you_mean(asked, columns)}"
+            )
+        return asked
+    for one, other in NAMES:
+        if {one, other} <= {*columns}:
+            return one
+    lower = {name.lower(): name for name in reversed(columns)}
+    for known in (*TEXTS, "src", "abst", "sentence"):
+        if known in lower:
+            return lower[known]
+    rest = [name for name in inside or columns if name.lower() not in OTHERS and name != target]
+    if len(rest) == 1:
+        return rest[0]
+    raise UsageError(
+        f"{shown_name(path)}: which of the columns {', '.join(columns[:20])} is the text to write "
+        "about? Name it with --text-column"
+    )
+
+
+def _pick(path: str, row: Row, source: str | None, target: str | None) -> tuple[str, str]:
     """The names of the two columns: those asked for, else known names, else the only two."""
     values = row.values
     if isinstance(values.get(NESTED), dict):
         values = {**values, **values[NESTED]}
     columns = [name for name in values if name != NESTED]
-    if not alone and columns == ["text"]:
+    if columns == ["text"]:
         raise UsageError(
             f"{shown_name(path)} has one column, so the targets are missing: name the file that "
             "holds them, line by line, with --target-data (--target-dev, --target-test)"
@@ -245,9 +301,6 @@ def _pick(
                 f"{shown_name(path)} has no column {asked!r}; there are "
                 f"{', '.join(columns[:20])}.{did_you_mean(asked, columns)}"
             )
-    if alone:
-        known = [first for first, _ in NAMES if first in columns]
-        return source or (known[0] if known else columns[0]), None
     if source is not None and target is not None:
         if source == target:
             raise UsageError(f"source and target are the same column, {source!r}")
@@ -266,7 +319,7 @@ def _pick(
     )
 
 
-def _cell(path: str, row: Row, name: str) -> Any:
+def _cell(row: Row, name: str) -> Any:
     nested = row.values.get(NESTED)
     if name not in row.values and isinstance(nested, dict):
         return nested.get(name)
@@ -274,7 +327,7 @@ def _cell(path: str, row: Row, name: str) -> Any:
 
 
 def _one(path: str, row: Row, name: str) -> str:
-    value = _cell(path, row, name)
+    value = _cell(row, name)
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         value = " ".join(value)
     if not isinstance(value, str):

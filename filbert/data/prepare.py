@@ -372,13 +372,22 @@ def _tokenizer(name: str) -> BertTokenizer:
 
 
 def _tell_doubts(manifest: Manifest, vocab: str, tokenizer: BertTokenizer) -> None:
-    """On standard error, what makes it likely that the vocabulary is not the one for the text."""
+    """On standard error, what makes it likely that the vocabulary is not the one for the text, or
+    that a run cannot score itself."""
     counts, folder = manifest.counts, Path(vocab)
     if counts.unknown_tokens > MANY_UNKNOWN * counts.tokens:
         share = counts.unknown_tokens / counts.tokens
         print(
             f"note: {share:.0%} of the tokens are {tokenizer.unk_token}; is {vocab} the vocabulary "
             "for this text?",
+            file=sys.stderr,
+        )
+    held_out = sum(entry.documents for entry in manifest.shards if entry.split == "dev")
+    if held_out < 2:
+        print(
+            f"note: {held_out} of {counts.documents:,} documents are held out; filbert pretrain "
+            "scores itself on them and wants 2 at least, better hundreds. Prepare again with "
+            "--overwrite and a larger --holdout, such as 0.05 (a few documents want more)",
             file=sys.stderr,
         )
     beside_it = ("tokenizer.json", "tokenizer_config.json")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import threading
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from filbert.data.clean import clean_text, speaks
 from filbert.data.duplicates import Sketch, sketch
+from filbert.data.follow import follow_parent
 from filbert.text import BertTokenizer
 from filbert.text.pieces import Pieces, word_like
 from filbert.text.sentences import split_sentences
@@ -167,18 +167,8 @@ def start(plan: ChunkPlan) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    follow_parent()
     _worker = ChunkWorker(plan)
-
-
-def _follow_parent() -> None:
-    """End with the parent: one that was killed cannot say so, and its pipes stay open."""
-    from multiprocessing import connection, parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def run(texts: list[str], sources: list[str]) -> Chunk:

@@ -50,7 +50,12 @@ class PrepareOptions(BaseModel):
         "auto", description="Mark the words of Chinese (auto: if the vocabulary is Chinese)"
     )
     holdout: float = Field(0.005, ge=0, lt=1, description="Share of documents held out for scoring")
-    seed: int = Field(0, ge=0, lt=2**62, description="Which documents are held out")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**62,
+        description="Which documents are held out (with --inspect: the seed of the run, else 42)",
+    )
     shard_tokens: int = Field(
         32_000_000, ge=1000, le=2**40, description="Tokens from which a shard is full"
     )

@@ -93,7 +93,8 @@ class Packed:
 class Sampler:
     """Draws samples from shards.
 
-    `weights` changes how often documents of a source are visited in a pass: 2 twice, 0 never.
+    `weights` changes how often documents of a source are visited in a pass: 2 twice, 0 never. Then
+    the B of a wrong pair is drawn by the same weights: else its source would tell the label.
     `vocab_size` bounds the numbers of tokens: one beyond it means that the shards in `origin` are
     damaged. Raises `UsageError` for options that the corpus cannot serve.
     """
@@ -117,6 +118,7 @@ class Sampler:
         self.shards, self.objective, self.seed = shards, objective, seed
         self.vocab_size, self.origin = vocab_size, origin
         self.cls_id, self.sep_id, self.short_prob = cls_id, sep_id, short_prob
+        self.max_length = max_length
         self.room = max_length - (2 if objective == "none" else 3)  # for words
         if self.room < 2:
             raise UsageError(f"max_length {max_length} leaves no room for words; give 16 or more")
@@ -127,10 +129,17 @@ class Sampler:
                 f"objective next_sentence draws its wrong answers from other documents, but there "
                 f"is {self.documents} document; use --objective none, or a corpus with more"
             )
-        self.ends = np.cumsum(self._slots(weights))  # (documents,) slots up to and with each
+        slots = self._slots(weights)
+        self.ends = np.cumsum(slots)  # (documents,) slots up to and with each
         self.size = int(self.ends[-1]) if self.documents else 0  # samples in a pass
         if not self.size:
             raise FilbertError("the shards hold no document to draw samples from")
+        self.weighted = weights is not None
+        if self.weighted and objective == "next_sentence" and np.count_nonzero(slots) < 2:
+            raise UsageError(
+                "objective next_sentence draws its wrong answers from other documents, but --mix "
+                f"leaves 1 of {self.documents:,}; give a source more passes, or --objective none"
+            )
 
     def _slots(self, weights: NDArray[np.float64] | None) -> Ids:
         """(documents,) how many samples a pass takes from each document."""
@@ -228,9 +237,19 @@ class Sampler:
         return found[int((slot - low + draw.uniform()) / (high - low) * len(found))]
 
     def _from_another(self, document: int, wanted: int, draw: Draw) -> Piece:
-        """Sentences from a random place of a random other document, up to `wanted` tokens."""
-        other = draw.below(self.documents - 1)
-        shard, bounds = self._bounds(other + (other >= document))
+        """Sentences from a random place of a random other document, up to `wanted` tokens. All
+        others are as likely as in the original; with weights, each in proportion to its slots, so
+        that B comes from the sources as A does."""
+        if self.weighted:
+            before = int(self.ends[document - 1]) if document else 0
+            own = int(self.ends[document]) - before
+            slot = draw.below(self.size - own)
+            slot += own if slot >= before else 0
+            other = int(np.searchsorted(self.ends, slot, side="right"))
+        else:
+            other = draw.below(self.documents - 1)
+            other += other >= document
+        shard, bounds = self._bounds(other)
         first = draw.below(len(bounds) - 1)
         return Piece(shard, int(bounds[first]), int(bounds[_reach(bounds, first, wanted)]))
 

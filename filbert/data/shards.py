@@ -125,6 +125,11 @@ class Shards:
         ]
 
     @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(getattr(s, Path(name).stem).nbytes for s in self.shards for name in FILES)
+
+    @property
     def vocab(self) -> Path:
         """The folder of the tokenizer."""
         return self.folder / VOCAB
@@ -143,17 +148,22 @@ def open_shards(
     place = Path(folder)
     manifest = read_manifest(place)
     _check_vocab(place, manifest)
-    shards = []
-    for entry in manifest.shards:
-        if verify != "sizes":
-            for name in FILES if verify == "full" else INDEX:
-                path = place / entry.name / name
-                if not path.is_file():
-                    raise _damaged(path, "it is not there")
-                if digest(path) != entry.files[name]:
-                    raise _damaged(path, "its content is not what its checksum says")
-        shards.append(_open_shard(place / entry.name, entry, manifest))
+    if verify != "sizes":
+        check_files(place, manifest, FILES if verify == "full" else INDEX)
+    shards = [_open_shard(place / entry.name, entry, manifest) for entry in manifest.shards]
     return Shards(place, manifest, shards)
+
+
+def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...] = FILES) -> None:
+    """Read the files with these names of every shard. Raises `FilbertError` naming the first whose
+    content is not what its checksum says."""
+    for entry in manifest.shards:
+        for name in names:
+            path = folder / entry.name / name
+            if not path.is_file():
+                raise _damaged(path, "it is not there")
+            if digest(path) != entry.files[name]:
+                raise _damaged(path, "its content is not what its checksum says")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -87,9 +87,10 @@ def read_documents(
 ) -> Documents:
     """All documents of `path` (any format of `read_rows`) with their reference summaries.
 
-    A document without text is kept and told in the notes. Raises `UsageError` for a column that is
-    not there, `FilbertError` with row numbers for a text or summary of another kind and for a
-    summary that is missing or empty.
+    A document without text is kept and told in the notes, as is a summary that is not shorter than
+    its text. Raises `UsageError` for a column that is not there, `FilbertError` with row numbers
+    for a text or summary of another kind, for a summary that is missing or empty, and where most
+    summaries are not shorter than their texts.
     """
     source = shown_name(os.fspath(path))
     rows = read_rows(path, format=format, encoding=encoding, header=header)
@@ -109,7 +110,7 @@ def read_documents(
         )
     documents = Documents([], [], source, [])
     assert documents.references is not None
-    wrong, lacking, empty = ToldRows(), ToldRows(), ToldRows()
+    wrong, lacking, empty, long = ToldRows(), ToldRows(), ToldRows(), ToldRows()
     for row in chain(head, rows):
         cell, references = row.values.get(text), _texts(row.values.get(summary))
         if problem := document_problem(cell):
@@ -125,6 +126,8 @@ def read_documents(
         sentences = sentences_of(cell)
         if not sentences:
             empty.add(row.number)
+        elif not is_shorter(" ".join(sentences), references):
+            long.add(row.number)
         documents.sentences.append(sentences)
         documents.references.append(references)
         documents.numbers.append(row.number)
@@ -138,7 +141,28 @@ def read_documents(
         documents.notes.append(f"{source}: documents from '{text}', summaries from '{summary}'")
     if empty.count:
         documents.notes.append(f"{source}: {empty} without text")
+    documents.notes += told_longer(
+        long, len(documents), source,
+        "Are the columns swapped? Name them with --text-column and --summary-column",
+    )  # fmt: skip
     return documents
+
+
+def is_shorter(text: str, summaries: Sequence[str]) -> bool:
+    """Whether one of the summaries has fewer characters than its text, runs of white space as one
+    blank."""
+    return min(len(" ".join(one.split())) for one in summaries) < len(" ".join(text.split()))
+
+
+def told_longer(long: ToldRows, rows: int, source: str, advice: str) -> list[str]:
+    """A note on the rows that are not `is_shorter`, if there are any; raises `FilbertError` where
+    they are more than half of `rows`. advice: what to look at and what to type."""
+    if not long.count:
+        return []
+    told = f"{source}: the summary is not shorter than its text in {long}"
+    if 2 * long.count > rows:
+        raise FilbertError(f"{told}, of {rows:,} in all. {advice}")
+    return [f"{told}. {advice}"]
 
 
 def stream_documents(
@@ -151,15 +175,17 @@ def stream_documents(
     """
     source = shown_name(os.fspath(path))
     kind = reading.get("format") or (None if str(path) == "-" else kind_of(os.fspath(path)))
-    rows = read_rows(path, **reading)
+    rows = read_rows(path, half_pairs=True, **reading)
     if kind == "text":
         lines = [row.values["text"] for row in rows]
         yield Row(1, {"text": "\n".join(lines)}), "\n".join(lines), None
         return
-    head = list(islice(rows, tables.HEAD))
-    names = list(dict.fromkeys(name for row in head for name in row.values))
+    head = list(islice(rows, 1))
+    if head and list(head[0].values) != ["text"]:  # else nothing to find out: lines as they come in
+        head += islice(rows, tables.HEAD - 1)
     if not head:
         return
+    names = list(dict.fromkeys(name for row in head for name in row.values))
     column = names[0]
     if text_column is not None or len(names) > 1:
         column = _column(text_column, TEXTS, names, source, what="text")

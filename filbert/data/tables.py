@@ -93,6 +93,7 @@ def read_rows(
     header: bool | None = None,
     columns: Sequence[str] | None = None,
     progress: Callable[[int], object] | None = None,
+    half_pairs: bool = False,
 ) -> Iterator[Row]:
     """The rows of `path` one by one; memory does not grow with the file.
 
@@ -102,15 +103,16 @@ def read_rows(
     names gives names. Plain text has one column, "text". Without a header columns are named "1",
     "2", ... Of Parquet only `columns` are read, where they are there. `progress` is told now and
     then how many bytes of the file, compressed as it is, have been read (no standard input, no
-    hub). Raises `UsageError` at once for a wrong name or option, `FilbertError` on the way for
-    content that cannot be read, with its line.
+    hub). `half_pairs`: half of a surrogate pair in JSON is handed on, for whoever tells it row by
+    row, and no error. Raises `UsageError` at once for a wrong name or option, `FilbertError` on the
+    way for content that cannot be read, with its line.
     """
     name = os.fspath(path)
     if format is not None and format not in FORMATS:
         hint = did_you_mean(format, FORMATS)
         raise UsageError(f"unknown format '{format}'; there are {', '.join(FORMATS)}.{hint}")
     if name.startswith("hub:"):
-        return _hub_rows(name, format, encoding, header)
+        return _hub_rows(name, format, encoding, header, half_pairs)
     if name != "-":
         _check_path(Path(name))
     kind = format or ("text" if name == "-" else _format_of(name))
@@ -129,7 +131,7 @@ def read_rows(
         texts = (line.removesuffix("\n").removesuffix("\r") for line in lines)
         return (Row(number, {"text": text}) for number, text in enumerate(texts, 1))
     if kind == "jsonl":
-        return _json_rows(lines, shown)
+        return _json_rows(lines, shown, half_pairs)
     if kind == "csv":
         return _table(_comma_cells(lines, shown), shown, "csv", header)
     header = {"cola": False, "mrpc": True}.get(kind, header)
@@ -406,7 +408,7 @@ def is_number(cell: str | float) -> bool:
         return False
 
 
-def _json_rows(lines: Iterable[str], shown: str) -> Iterator[Row]:
+def _json_rows(lines: Iterable[str], shown: str, half_pairs: bool) -> Iterator[Row]:
     number = 0
     wanted = 'each line must be one object, such as {"text": "...", "label": "..."}'
     for line_number, line in enumerate(lines, 1):
@@ -423,7 +425,8 @@ def _json_rows(lines: Iterable[str], shown: str) -> Iterator[Row]:
         if not isinstance(values, dict):
             way = ". One big array becomes lines by: jq -c '.[]' FILE" if number == 0 else ""
             raise FilbertError(f"{where}: {type(values).__name__}; {wanted}{way}")
-        if ("\\ud" in line or "\\uD" in line) and (half := _lone_surrogate(values)):
+        doubtful = not half_pairs and ("\\ud" in line or "\\uD" in line)
+        if doubtful and (half := _lone_surrogate(values)):
             raise FilbertError(
                 f"{where}: half of a surrogate pair ({half} alone), which is no character; "
                 "write the character itself, or both halves"
@@ -443,9 +446,13 @@ def _lone_surrogate(values: dict[str, Any]) -> str:
     return ""
 
 
-def _hub_rows(name: str, format: str | None, encoding: str, header: bool | None) -> Iterator[Row]:
+def _hub_rows(
+    name: str, format: str | None, encoding: str, header: bool | None, half_pairs: bool
+) -> Iterator[Row]:
     """Rows of all files of one split of a hub data set, numbered through."""
-    reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
+    reading: dict[str, Any] = {
+        "format": format, "encoding": encoding, "header": header, "half_pairs": half_pairs
+    }  # fmt: skip
     rows = chain.from_iterable(read_rows(file, **reading) for file in hub_files(name))
     return (Row(number, row.values) for number, row in enumerate(rows, 1))
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from filbert.data.examples import stream_texts
 from filbert.data.tables import KNOWN, Row, kind_of, read_rows, shown_name
 from filbert.data.tag_schemes import Span, scheme_of, split_tag, to_bio
 from filbert.data.told_rows import ToldRows
@@ -136,6 +137,50 @@ def read_tagged(
     return _settled(part) if part.split else part
 
 
+def stream_untagged(
+    path: str | os.PathLike[str],
+    *,
+    text_column: str | None = None,
+    format: str | None = None,
+    encoding: str = "utf-8",
+    header: bool | None = None,
+) -> Iterator[tuple[Row, Any, Any]]:
+    """What there is to tag, for prediction in constant memory, as (row, text or {"tokens": words},
+    second text of a pair or None); tags need not be there.
+
+    CoNLL (`format`, or a name that is not that of a table or a text) gives the words of each
+    sentence, out of column 1 or the one that `text_column` numbers. The rows of a table have a
+    column of texts or, as the first row says, of lists of words: `text_column`, else one called
+    text, tokens or words. Raises what `read_tagged` and `stream_texts` do.
+    """
+    name = os.fspath(path)
+    table = name == "-" or name.startswith("hub:") or ".json" in name.lower() or kind_of(name)
+    if format == "conll" or (format is None and not table):
+        try:
+            column = int(text_column or 1)
+        except ValueError:
+            column = 0
+        if not column:
+            raise UsageError(
+                f"--text-column {text_column}: the columns of CoNLL have numbers, from 1, or from "
+                "the last one with -1"
+            )
+        lines = read_rows(name, format="text", encoding=encoding)
+        found = _sentences(lines, shown_name(name), column, None)
+        for number, (_, words, _) in enumerate(found, 1):
+            yield Row(number, {}), {"tokens": words}, None
+        return
+    reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
+    if text_column is None and (os.path.isfile(name) or name.startswith("hub:")):
+        first = next(read_rows(name, half_pairs=True, **reading)).values  # a pipe would lose it
+        lists = [key for key in TOKENS if isinstance(first.get(key), list)]
+        text_column = lists[0] if lists and "text" not in first else None
+    split: bool | None = None  # whether the cells are lists of words
+    for row, cell, pair in stream_texts(name, text_column=text_column, **reading):
+        split = isinstance(cell, list) if split is None else split
+        yield row, {"tokens": cell} if split else cell, pair
+
+
 def split_holdout(part: Tagged, *, fraction: float, seed: int) -> tuple[Tagged, Tagged]:
     """(kept, held out): `fraction` of the examples, at least one of each side, drawn by `seed`."""
     if len(part) < 2:
@@ -150,10 +195,10 @@ def split_holdout(part: Tagged, *, fraction: float, seed: int) -> tuple[Tagged, 
 
 
 def _sentences(
-    rows: Iterable[Row], source: str, word_column: int, tag_column: int
+    rows: Iterable[Row], source: str, word_column: int, tag_column: int | None
 ) -> Iterator[tuple[int, list[str], list[str]]]:
-    """(first line, words, tags) of each sentence. Blanks are ' ' and tab alone: an ideographic
-    space or a no-break space may be a word."""
+    """(first line, words, tags) of each sentence; without a tag_column no tags. Blanks are ' ' and
+    tab alone: an ideographic space or a no-break space may be a word."""
     words: list[str] = []
     tags: list[str] = []
     start = 0
@@ -167,7 +212,7 @@ def _sentences(
     names = _cells(shape, tabs, 0)
     width = len(names)
     _check_columns(width, word_column, tag_column, source, first.number, shape)
-    if all(name.strip().lower() in KNOWN for name in names):
+    if width > 1 and all(name.strip().lower() in KNOWN for name in names):
         raise FilbertError(f"{source} is a table of {', '.join(names[:8])}; {LAYOUT}")
     for row in chain(head, rows):
         line = row.values["text"]
@@ -195,6 +240,9 @@ def _sentences(
         if not words:
             start = row.number
         word = cells[word_column - (word_column > 0)]
+        if tag_column is None:
+            words.append(word)
+            continue
         tag = cells[tag_column - (tag_column > 0)].strip()
         if not tag:
             raise FilbertError(f"{source}, line {row.number}: no tag beside {word!r}; write one")
@@ -223,16 +271,20 @@ def _cells(line: str, tabs: bool, width: int) -> list[str]:
     """The columns of a line; of one that is `width` wide, or of the first, a blank may be the
     word."""
     cells = line.split("\t") if tabs else [cell for cell in line.split(" ") if cell]
-    if not tabs and line[0] == " " and len(cells) in (1, width - 1):
+    if not tabs and line[0] == " " and width != 1 and len(cells) in (1, width - 1):
         cells.insert(0, " ")
     return cells
 
 
 def _check_columns(
-    width: int, word_column: int, tag_column: int, source: str, line: int, text: str
+    width: int, word_column: int, tag_column: int | None, source: str, line: int, text: str
 ) -> None:
     """Raise `FilbertError` where the first line has not the columns asked for."""
     where = f"{source}, line {line}: {text[:60]!r} has {width} column{'s' * (width > 1)}"
+    if tag_column is None:
+        if abs(word_column) > width:
+            raise FilbertError(f"{where}, so there is no --text-column {word_column}")
+        return
     if width < 2:
         raise FilbertError(f"{where}; a word and its tag were expected, by a tab or blanks")
     for option, column in (("--word-column", word_column), ("--tag-column", tag_column)):

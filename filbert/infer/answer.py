@@ -17,6 +17,7 @@ the chance of that. The encoding and the decoding are those of training (`filber
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -26,17 +27,21 @@ import numpy as np
 import torch
 
 from filbert.bundle import Bundle
+from filbert.data.examples import stream_texts
 from filbert.data.questions import Questions, read_questions
+from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.predict import WINDOW, check_count, check_rows, not_text, shown, stream
+from filbert.infer.predict import WINDOW, check_count, check_rows, shown, stream, text_problem
 from filbert.model.device import for_inference
 from filbert.model.span_head import BertForQuestionAnswering
 from filbert.tasks import answer as task
 from filbert.tasks.answer_scores import rule_for
 from filbert.tasks.answer_spans import AnswerSettings, Spans
+from filbert.text.passages import Passages
 
 Answer = dict[str, Any]
 MOST_CONTEXT = 100_000_000  # characters of a file that is asked at once
+SQUAD = re.compile(r"\.json(\.gz|\.xz|\.zst)?$", re.I)
 
 
 class Answerer:
@@ -109,8 +114,8 @@ class Answerer:
         if not (isinstance(row, tuple | list) and len(row) == 2):
             return f"expected a pair (question, context), got {shown(row)}"
         for text, what in zip(row, ("question", "context"), strict=True):
-            if not isinstance(text, str):
-                return f"{what}: {not_text(text)}"
+            if told := text_problem(text):
+                return f"{what}: {told}"
             if not text.strip():
                 return f"the {what} is empty"
         if len(row[0]) > self.longest_question:  # a token has a character or more
@@ -126,6 +131,37 @@ class Answerer:
         if marks_alone and not self.tokenizer.tokenize(row[1]):
             return f"the context {row[1]!r:.40} holds nothing that can be read"
         return None
+
+    def rows(
+        self,
+        path: str | PathLike[str],
+        *,
+        text_column: str | None = None,
+        pair_column: str | None = None,
+        format: str | None = None,
+        encoding: str = "utf-8",
+        header: bool | None = None,
+    ) -> Iterator[tuple[Row, Any, Any]]:
+        """(row, question, context) of each question of a file: SQuAD's layout (.json), read whole,
+        or a table with two such columns, in constant memory. A row may have an `id`.
+
+        Raises what `read_questions` and `stream_texts` do.
+        """
+        if format is not None or not SQUAD.search(os.fspath(path)):
+            yield from stream_texts(
+                path, text_column=text_column, pair_column=pair_column, format=format,
+                encoding=encoding, header=header, need_pair=True,
+            )  # fmt: skip
+            return
+        if text_column is not None or pair_column is not None:
+            raise UsageError(
+                f"{path}: --text-column and --pair-column are for tables; a .json is read in the "
+                "layout of SQuAD. Leave them out, or add --format jsonl for an object a line"
+            )
+        asked = read_questions(path, encoding=encoding, need_answers=False)
+        for place, owner in enumerate(asked.owner.tolist()):
+            row = Row(place + 1, {"id": asked.ids[place]})
+            yield row, asked.texts[place], asked.contexts[owner]
 
     def answer_rows(
         self, rows: Sequence[Any], *, n_best: int = 1, threshold: float | None = None
@@ -160,12 +196,18 @@ class Answerer:
     def spans(self, questions: Questions, *, n_best: int = task.N_BEST) -> Spans:
         """The best spans of each question. Raises `FilbertError` where the model's answers are no
         finite numbers."""
-        manifest = self.manifest
-        limit = (manifest.max_length - 4) // 2
-        passages = task.encode(
-            self.tokenizer, questions, max_length=manifest.max_length,
-            stride=max(0, min(manifest.stride, limit)),
+        return self.spans_in(self.encode(questions), n_best=n_best)
+
+    def encode(self, questions: Questions) -> Passages:
+        """The questions in windows, as training encodes them."""
+        limit = (self.manifest.max_length - 4) // 2
+        return task.encode(
+            self.tokenizer, questions, max_length=self.manifest.max_length,
+            stride=max(0, min(self.manifest.stride, limit)),
         )  # fmt: skip
+
+    def spans_in(self, passages: Passages, *, n_best: int = task.N_BEST) -> Spans:
+        """The best spans of each question in these windows; see `spans`."""
         logits = task.predict_logits(
             self.model, task.windows_of(passages), batch_tokens=self.batch_tokens
         )
@@ -211,14 +253,21 @@ class Answerer:
         rule = rule_for(questions.contexts) if scoring == "auto" else scoring
         settings = self.settings_with(threshold)
         contexts = [questions.contexts[number] for number in questions.owner]
+        passages = self.encode(questions)
         answers = task.decode(
-            self.spans(questions), contexts, settings, temperature=self.manifest.temperature
+            self.spans_in(passages), contexts, settings, temperature=self.manifest.temperature
         )
+        notes, cut = [*questions.notes], int((passages.cut > 0).sum())
+        if cut:
+            notes.append(
+                f"{questions.source}: {cut:,} questions are longer than half a window "
+                f"({self.longest_question} tokens); their ends are cut off"
+            )
         scores = task.score(answers, questions, rule=rule)  # type: ignore[arg-type]
         mistakes = task.mistakes(answers, questions, rule=rule, count=worst)  # type: ignore[arg-type]
         return {
             "data": os.fspath(data), "rows": scores.pop("rows"), "scores": scores,
-            "scoring": rule, "settings": settings.model_dump(), "notes": questions.notes,
+            "scoring": rule, "settings": settings.model_dump(), "notes": notes,
             "worst": mistakes,
         }  # fmt: skip
 

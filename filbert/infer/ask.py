@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from filbert.bundle import what_fits
 from filbert.data.documents import Documents, read_documents
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.answer import Answerer, as_questions
@@ -134,7 +135,8 @@ def ask(options: AskOptions, as_json: bool) -> None:
     if not isinstance(answerer, Answerer):
         raise UsageError(
             f"--bundle {options.bundle} is a model of the task {answerer.manifest.task}; filbert "
-            "ask needs one that filbert train answer made"
+            "ask needs one that filbert train answer made. "
+            f"{what_fits(options.bundle, answerer.manifest)}"
         )
     embedder = None
     if options.embed is not None:
@@ -142,7 +144,8 @@ def ask(options: AskOptions, as_json: bool) -> None:
         if not isinstance(embedder, Embedder):
             raise UsageError(
                 f"--embed {options.embed} is a model of the task {embedder.manifest.task}; a model "
-                "of sentence vectors was expected (filbert train embed)"
+                "of sentence vectors was expected (filbert train embed). "
+                f"{what_fits(options.embed, embedder.manifest)}"
             )
     documents = read_documents(options.documents, encoding=options.encoding)
     for note in documents.notes:

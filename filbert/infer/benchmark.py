@@ -32,8 +32,6 @@ from tokenizers import Tokenizer
 
 from filbert import __version__
 from filbert.atomic import cannot_write, write_file
-from filbert.data.examples import stream_texts
-from filbert.data.questions import read_questions
 from filbert.errors import FilbertError, UsageError
 from filbert.infer import benchmark_measure as measure
 from filbert.infer import benchmark_memory
@@ -44,8 +42,9 @@ from filbert.infer.benchmark_picture import as_markdown, draw
 from filbert.infer.benchmark_subject import Subject
 from filbert.infer.embed import Embedder
 from filbert.infer.predict import Classifier, load
+from filbert.infer.predict_file import rows_of
 from filbert.model.device import native_bf16
-from filbert.model.native import why_not
+from filbert.model.native import serves, why_not
 
 OURS = "filbert"
 REPORT = "benchmark.json"
@@ -98,7 +97,7 @@ def benchmark(options: BenchmarkOptions, *, quiet: bool = True) -> dict[str, Any
         "left_out": left_out,
         "memory": benchmark_memory.measure(
             options.bundle, list(rows), device=options.device, precision=options.precision,
-            batch_tokens=options.batch_tokens, threads=threads,
+            batch_tokens=options.batch_tokens, threads=threads, core=options.core,
         ),
     }  # fmt: skip
     if options.out is not None:
@@ -108,7 +107,8 @@ def benchmark(options: BenchmarkOptions, *, quiet: bool = True) -> dict[str, Any
 
 def _load(options: BenchmarkOptions, precision: str) -> Any:
     return load(options.bundle, device=options.device, precision=precision,
-                batch_tokens=options.batch_tokens, threads=options.threads)  # fmt: skip
+                batch_tokens=options.batch_tokens, threads=options.threads,
+                core=options.core)  # fmt: skip
 
 
 def write(out: Path, report: dict[str, Any]) -> None:
@@ -143,18 +143,11 @@ def read_rows(predictor: Any, options: BenchmarkOptions) -> tuple[list[Any], lis
 def _rows(predictor: Any, options: BenchmarkOptions) -> Iterator[Any]:
     reading = {name: getattr(options, name)
                for name in ("text_column", "format", "encoding", "header")}  # fmt: skip
-    if predictor.manifest.task == "answer" and re.search(r"\.json(\.gz)?$", options.data):
-        asked = read_questions(options.data, encoding=options.encoding)
-        for text, owner in zip(asked.texts, asked.owner.tolist(), strict=True):
-            yield text, asked.contexts[owner]
-    elif hasattr(predictor, "rows"):  # documents
-        yield from (text for _, text, _ in predictor.rows(options.data, **reading))
-    else:
-        pairs = predictor.manifest.pair
-        for _, text, other in stream_texts(
-            options.data, pair_column=options.pair_column, **reading
-        ):
-            yield (text, other) if pairs else text
+    pairs = predictor.manifest.pair
+    for _, text, other in rows_of(
+        predictor, options.data, pair_column=options.pair_column, **reading
+    ):
+        yield (text, other) if pairs else text
 
 
 def whole_rows(subject: Subject, rows: Rows) -> tuple[list[Any], list[str]]:
@@ -256,7 +249,8 @@ def run(
     arms: list[Arm], predictor: Any, rows: Rows, options: BenchmarkOptions, *, threads: int,
     say: Any,
 ) -> Seen:  # fmt: skip
-    """Warm up, choose each arm's way, then the rounds; arms take turns in each of them."""
+    """Warm up, choose each arm's way, then the rounds; arms take turns in each of them. All texts
+    are new to the tokenizer whenever they are answered at once: peers remember no words."""
     by_name = {arm.name: arm for arm in arms}
     seen: dict[str, Timed] = {}
     few = measure.spread(rows, options.single)
@@ -273,14 +267,13 @@ def run(
             say(f"round {turn + 1} of {options.rounds}")
             rates.append(measure.ceiling(predictor.dtype, predictor.device, threads))
             order = measure.rotated(list(by_name), turn)
+            predictor.tokenizer.forget_words()
             for name in order:
-                call = by_name[name].ways[seen[name].way]
-                if name == OURS:
-                    with measure.staged(predictor) as staged:
-                        measure.clocked(seen[name], call, rows)
-                    stages.append(staged)
-                else:
-                    measure.clocked(seen[name], call, rows)
+                measure.clocked(seen[name], by_name[name].ways[seen[name].way], rows)
+            predictor.tokenizer.forget_words()
+            with measure.staged(predictor) as staged:
+                by_name[OURS].ways[seen[OURS].way](rows)
+            stages.append(staged)
             for name in order:
                 call = by_name[name].few
                 seen[name].singles += [measure.seconds_of(call, [row]) for row in few]
@@ -318,11 +311,6 @@ def summary(seen: Seen, predictor: Any, differences: dict[str, dict[str, float]]
             "busy_at_rate": statistics.median(timed.busy),
             "difference": differences.get(name),
         }
-    pre, core = (statistics.median(getattr(one, name) for one in seen.stages)
-                 for name in ("pre", "core"))  # fmt: skip
-    rest = statistics.median(
-        taken - one.pre - one.core for taken, one in zip(ours.seconds, seen.stages, strict=True)
-    )
     return {
         "rows": seen.rows, "tokens": tokens, "rate": seen.rate,
         "gflop": None if work is None else work / 1e9,
@@ -330,7 +318,8 @@ def summary(seen: Seen, predictor: Any, differences: dict[str, dict[str, float]]
             "by": by, "gflops": statistics.median(rate[by] for rate in seen.rates),
             "each_round": seen.rates,
         },
-        "stages": {"pre": pre, "core": core, "post": rest},
+        "stages": {name: statistics.median(getattr(one, name) for one in seen.stages)
+                   for name in ("pre", "core", "post")},
         "arms": arms,
     }  # fmt: skip
 
@@ -345,11 +334,13 @@ def _ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
 def path_of(predictor: Any) -> str:
     """What computes the encoder, in words."""
     encoder, dtype = predictor.model.base_model, measure.name_of(predictor.dtype)
-    if "forward" in vars(encoder):
+    if (call := measure.of_another_core(predictor.model)) is not None:
+        return call.runtime.name
+    if serves(encoder):
         return "native encoder (AMX)"
-    reason = why_not(encoder.config)
+    reason = why_not(encoder)
     if reason is None and dtype != "bf16":
-        reason = f"the native encoder computes in bf16, not {dtype}"
+        reason = f"the native encoder computes in bf16 and int8, not {dtype}"
     return f"PyTorch: {reason or 'the native encoder is switched off'}"
 
 

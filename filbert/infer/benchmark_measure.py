@@ -2,7 +2,8 @@
 
 An `Arm` is something that answers. `rounds` lets all arms take turns, so that a machine that slows
 down hurts none more than another; ratios are taken within a round. The stages of a predictor of
-filbert's own are timed from outside, by hooks that are gone afterwards:
+filbert's own are timed from outside, in a pass of their own by one worker (two would do several
+stages at once), by hooks that are gone afterwards:
 
     pre     the tokenizer
     core    the encoder
@@ -25,7 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from filbert.infer.overlap import alone
 from filbert.model.config import BertConfig
+from filbert.model.core import PackedCall
 from filbert.model.device import matmul_rate
 from filbert.model.modern_config import GLOBAL, ModernBertConfig
 from filbert.model.native import library
@@ -164,11 +167,14 @@ def difference(found: Floats, truth: Floats) -> dict[str, float]:
 def ceiling(dtype: torch.dtype, device: torch.device, threads: int) -> dict[str, float]:
     """GFLOP/s of the fastest products seen now, by how they were made: PyTorch's square matrix
     products in `dtype`, and where the native encoder serves, its tiles alone on `threads` threads.
+
+    An int8 model is held to bfloat16: some of its products are, and PyTorch has no fast int8 ones.
     """
+    dtype = torch.bfloat16 if dtype == torch.int8 else dtype
     rates = {f"matrix products in PyTorch, {name_of(dtype)}": matmul_rate(dtype, device)}
     lib = library()
     if dtype == torch.bfloat16 and device.type == "cpu" and not isinstance(lib, str):
-        rates["AMX tiles, operands from the first-level cache"] = tile_rate(lib, threads)
+        rates["AMX tiles, bf16, operands from the first-level cache"] = tile_rate(lib, threads)
     return rates
 
 
@@ -183,7 +189,7 @@ def tile_rate(lib: Any, threads: int) -> float:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """`bf16` or `float32`, as `--precision` has it."""
+    """`bf16`, `float32` or `int8`, as `--precision` has it."""
     return "bf16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
 
 
@@ -192,9 +198,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 @dataclass
 class Stages:
-    """Seconds of each stage, and what went through the encoder: tokens, the sum of the squares of
-    their sequences' lengths, sequences; of first tokens alone in the last layer or not."""
+    """Seconds of all and of each stage, and what went through the encoder: tokens, the sum of the
+    squares of their sequences' lengths, sequences; of first tokens alone in the last layer or not.
+    """
 
+    whole: float = 0.0
     pre: float = 0.0
     core: float = 0.0
     tokens: int = 0
@@ -203,6 +211,11 @@ class Stages:
     first_only: bool = False
     _inside: bool = False
     _began: float = 0.0
+
+    @property
+    def post(self) -> float:
+        """Seconds of the rest."""
+        return self.whole - self.pre - self.core
 
     def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, whose time is that of the tokenizer; what it calls in turn counts once."""
@@ -258,9 +271,10 @@ class _Counted:
 
 @contextlib.contextmanager
 def staged(predictor: Any) -> Iterator[Stages]:
-    """Time the stages of whatever `predictor` answers inside the block. One thread alone."""
+    """Time the stages of whatever `predictor` answers inside the block, in this thread alone."""
     stages, tokenizer = Stages(), predictor.tokenizer
-    encoder = predictor.model.base_model
+    other = of_another_core(predictor.model) is not None
+    encoder = predictor.model if other else predictor.model.base_model
     hooks = [
         encoder.register_forward_pre_hook(stages.enter, with_kwargs=True),
         encoder.register_forward_hook(stages.leave),
@@ -269,9 +283,12 @@ def staged(predictor: Any) -> Iterator[Stages]:
     for name, inner in before.items():
         setattr(tokenizer, name, _Counted(inner, stages))
     tokenizer.encode_flat = stages.timed(tokenizer.encode_flat)  # what surrounds `_bare` as well
+    began = time.perf_counter()
     try:
-        yield stages
+        with alone():
+            yield stages
     finally:
+        stages.whole = time.perf_counter() - began
         del tokenizer.encode_flat
         for name, inner in before.items():
             setattr(tokenizer, name, inner)
@@ -279,16 +296,23 @@ def staged(predictor: Any) -> Iterator[Stages]:
             hook.remove()
 
 
+def of_another_core(model: PretrainedModel) -> PackedCall | None:
+    """The call of ONNX Runtime or OpenVINO, where one of them computes this model."""
+    call = vars(model).get("forward")
+    return call if isinstance(call, PackedCall) else None
+
+
 def operations(model: PretrainedModel, stages: Stages) -> float | None:
     """Floating-point operations that the encoder's products need for what went through it: two for
     each weight that a token meets, 4 * hidden for each token that it looks at in each layer.
 
     Padding, look-ups, norms and activations are left out, as is what of the last layer nobody
-    reads. None for models whose encoder is not all of their work (those that write).
+    reads. None for models whose encoder is not all of their work (those that write), and for those
+    of another core, whose weights are not here.
     """
     config = model.base_model.config
     hidden = config.hidden_size
-    if isinstance(model.config, Seq2SeqConfig):
+    if isinstance(model.config, Seq2SeqConfig) or of_another_core(model) is not None:
         return None
     weights = sum(
         module.weight.numel()

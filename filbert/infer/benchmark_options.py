@@ -43,9 +43,16 @@ class BenchmarkOptions(BaseModel):
 
     # machine
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="Compute precision")
+    precision: Literal["auto", "float32", "bf16", "int8"] = Field(
+        "auto", description="Compute precision"
+    )
     batch_tokens: int = Field(4096, gt=0, description="Tokens computed at once")
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")
+    core: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="What computes: auto is the native encoder where it serves, else torch; the "
+        "last two open folders of filbert export",
+    )
 
     @field_validator("peers")
     @classmethod

@@ -8,8 +8,8 @@ length, in padded batches of 8 and of 32, of which the faster one counts; ids co
     sentence-transformers   its `encode`, or `CrossEncoder.predict` for pairs; the same two types
     onnxruntime             the exported graph, plain and fused by its `transformers.optimizer`;
                             float32, and dynamic int8
-    openvino                the converted graph, bfloat16 hint where that is multiplied; hints
-                            throughput and latency
+    openvino                the converted graph, float32, and bfloat16 hint where that is
+                            multiplied; hints throughput and latency
     ctranslate2             its BERT encoder, float32 and int8
 
 These packages are no part of filbert: each is imported when it is measured, and one that is not

@@ -59,7 +59,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     whole = sum(report["stages"].values())
     parts = [f"{STAGES[name][0]} {1000 * taken:,.1f} ms ({taken / whole:.0%})"
              for name, taken in report["stages"].items()]  # fmt: skip
-    lines += ["", f"filbert's time for all texts: {', '.join(parts)}"]
+    lines += ["", f"filbert's time for all texts, by one worker: {', '.join(parts)}"]
     if report["memory"] is not None:
         sizes = {name: f"{size / 1e6:,.0f} MB" for name, size in report["memory"].items()}
         lines += ["", f"memory of a process of its own: {sizes['libraries']} with its libraries, "
@@ -155,7 +155,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _stacked(parts: list[str], top: float, stages: dict[str, float]) -> float:
     """One bar of filbert's stages, their shares below it; returns where it ends."""
-    parts.append(_text(14, top, "filbert's time", weight=600))
+    parts.append(_text(14, top, "filbert's time, by one worker", weight=600))
     whole, x = sum(stages.values()) or 1.0, float(LEFT)
     for number, (name, taken) in enumerate(stages.items()):
         label, colour = STAGES[name]

@@ -100,7 +100,7 @@ def openvino_arms(subject: Subject) -> Iterator[Arm]:
     with torch.no_grad():
         graph = openvino.convert_model(opened(subject), example_input=_example(subject))
     core = openvino.Core()
-    kinds = {"bf16": "bf16"} if subject.bf16 else {"float32": "f32"}
+    kinds = {"float32": "f32", **({"bf16": "bf16"} if subject.bf16 else {})}
     for name, precision in kinds.items():
         found: dict[str, Call] = {}
         runs: dict[str, Callable[[Items], Floats]] = {}

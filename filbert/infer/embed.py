@@ -34,8 +34,9 @@ from filbert.infer.predict import (
     check_rows,
     finite,
     in_blocks,
-    not_text,
     shown,
+    tell_cut,
+    text_problem,
     windows,
 )
 from filbert.model.bert import BertModel
@@ -80,13 +81,14 @@ class Embedder:
         self.dtype = dtype
         self.reason = reason
         self.batch_tokens = batch_tokens
+        self.told_cut = False  # see `tell_cut`
 
     def __call__(self, texts: str | Iterable[str], *, dimensions: int | None = None) -> Floats:
         """The vector of a text, (dimensions,) float32, or of a list of texts, (n, dimensions).
 
-        A text over the model's length is cut off. `dimensions` keeps the first numbers alone, for
-        a model that was trained so. Raises `FilbertError` that names the position of an item that
-        is not a text, `UsageError` for dimensions that there are not.
+        A text over the model's length is cut off, which the log tells once. `dimensions` keeps the
+        first numbers alone, for a model that was trained so. Raises `FilbertError` that names the
+        position of an item that is not a text, `UsageError` for dimensions that there are not.
         """
         single = isinstance(texts, str)
         if not single and (isinstance(texts, bytes | dict) or not isinstance(texts, Iterable)):
@@ -108,6 +110,7 @@ class Embedder:
         def block(rows: range) -> Floats:
             cut = list(texts[rows.start : rows.stop])
             encoded = embed.encode(self.tokenizer, cut, max_length=longest)
+            tell_cut(self, encoded, cut, None, longest=longest)
             found = embed.predict_vectors(
                 self.model,
                 encoded,
@@ -123,7 +126,7 @@ class Embedder:
         """What is wrong with a row, in words; None for a good one."""
         if isinstance(row, tuple | list):
             return "this model takes one text, got a pair"
-        return None if isinstance(row, str) else not_text(row)
+        return text_problem(row)
 
     def answer_rows(
         self, rows: Sequence[str], *, dimensions: int | None = None
@@ -142,6 +145,7 @@ class Embedder:
         *,
         text_column: str | None = None,
         pair_column: str | None = None,
+        negative_column: str | None = None,
         score_column: str | None = None,
         format: str | None = None,
         encoding: str = "utf-8",
@@ -150,10 +154,12 @@ class Embedder:
     ) -> dict[str, Any]:
         """Score the model on a file of pairs: with scores, how well the cosines follow them
         (pearson, spearman); without, how well the second text of a row is found among all of them
-        (recall@1, @5, @10, mrr@10, ndcg@10). Returns `data`, `rows`, `kind`, `scores`, `seconds`.
+        (recall@1, @5, @10, mrr@10, ndcg@10). Returns `data`, `rows`, `kind`, `scores`, `seconds`,
+        `notes`.
         """
         part = read_sentences(
-            data, text_column=text_column, pair_column=pair_column, score_column=score_column,
+            data, text_column=text_column, pair_column=pair_column,
+            negative_column=negative_column, score_column=score_column,
             format=format, encoding=encoding, header=header,
         )  # fmt: skip
         if part.kind == "sentences":
@@ -167,7 +173,7 @@ class Embedder:
         seconds = round(time.monotonic() - began, 3)
         return {
             "data": part.source, "rows": len(part), "kind": part.kind, "scores": scores,
-            "seconds": seconds,
+            "seconds": seconds, "notes": part.notes,
         }  # fmt: skip
 
 

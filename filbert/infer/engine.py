@@ -10,53 +10,79 @@
         for answer in engine.stream(texts): ...        # any length, in order, constant memory
 
 Callers hand in rows (what the predictor takes: a text, a pair); workers take all that wait, at most
-`window` of them, as one batch. So ten callers with a short text each cost one packed batch. With
-two workers, the default, one tokenises and decodes while the other computes: the tokenizer and the
-native encoder let go of the interpreter lock.
+`window` of them, as one batch. So ten callers with a short text each cost one packed batch. Where
+two workers pay (`filbert/infer/overlap.py`), one tokenises and decodes while the other computes.
 
-Answers do not depend on who shares the batch, beyond rounding. A bad row fails alone.
+Answers do not depend on who shares the batch, beyond rounding. A bad row fails alone, and rows that
+cannot be answered together are answered one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, Self
+from copy import deepcopy
+from typing import Any, NamedTuple, Self
 
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.overlap import mark_worker, workers_for
 from filbert.infer.predict import MOST_THREADS, WINDOW, check_count
 from filbert.model import native
 
 Row = Any  # what the predictor takes
 Answer = Any
+logger = logging.getLogger("filbert")
+
+
+class _Asked(NamedTuple):
+    """A row that waits. Those of equal `group` share a batch; its answer is kept under `key`."""
+
+    row: Row
+    options: dict[str, Any]
+    group: Hashable
+    key: str | None
+    future: Future[Answer]
 
 
 class Engine:
     """A predictor behind a queue. Calls from any number of threads are safe."""
 
     def __init__(
-        self, predictor: Any, *, window: int = WINDOW, workers: int = 2, cache: int = 0
+        self,
+        predictor: Any,
+        *,
+        window: int = WINDOW,
+        workers: int | None = None,
+        cache: int = 0,
     ) -> None:
-        """predictor: what `filbert.load` gave. window: rows of a batch, at most. cache: answers
-        kept, those used last; 0 keeps none. Raises `UsageError` for numbers out of range."""
+        """predictor: what `filbert.load` gave. window: rows of a batch, at most. workers: two where
+        that pays with this model, else one, unless said. cache: answers kept, those used last; 0
+        keeps none. Raises `UsageError` for numbers out of range."""
         check_count("window", window)
+        if workers is None:
+            workers = workers_for(predictor.model)
         check_count("workers", workers, most=MOST_THREADS)
         if not isinstance(cache, int) or cache < 0:
             raise UsageError(f"cache must be a whole number of answers, 0 or more, got {cache!r}")
         self.predictor = predictor
         self._window, self._workers, self._cache_size = window, workers, cache
-        self._cache: OrderedDict[Hashable, Answer] = OrderedDict()
-        self._waiting: deque[tuple[Row, tuple[tuple[str, Any], ...], Future[Answer]]] = deque()
+        self._cache: OrderedDict[str, Answer] = OrderedDict()
+        self._waiting: deque[_Asked] = deque()
         self._wake = threading.Condition()
         self._threads: list[threading.Thread] = []
+        self._running = 0  # workers that have not ended
         self._owner = 0  # the process that the threads belong to
-        self._closed = False
-        _alive.add(self)
+        self._closed = False  # takes no more rows
+        self._ended = False  # computes no more
+        with _alive_lock:
+            _alive.add(self)
 
     def __call__(self, row: Row, **options: Any) -> Answer:
         """The answer of one row. Raises `FilbertError` for a row that the model cannot read."""
@@ -76,18 +102,19 @@ class Engine:
         if problem is not None:
             future.set_exception(FilbertError(problem))
             return future
-        asked = tuple(sorted(options.items()))
-        key = _key(row, asked) if self._cache_size else None
+        group = _canonical(options) or object()  # what has no such form shares no batch
+        key = _canonical([row, options]) if self._cache_size else None
         with self._wake:
             if self._closed:
                 raise FilbertError("this engine is closed")
             self._start()
-            if key is not None and key in self._cache:
-                self._cache.move_to_end(key)
-                future.set_result(self._cache[key])
+            if key is None or key not in self._cache:
+                self._waiting.append(_Asked(row, options, group, key, future))
+                self._wake.notify()
                 return future
-            self._waiting.append((row, asked, future))
-            self._wake.notify()
+            self._cache.move_to_end(key)
+            kept = self._cache[key]
+        future.set_result(deepcopy(kept))  # a caller may change what it gets
         return future
 
     async def ask(self, row: Row, **options: Any) -> Answer:
@@ -98,8 +125,9 @@ class Engine:
         self, rows: Iterable[Row], *, errors: str = "raise", **options: Any
     ) -> Iterator[Any]:
         """Answers of an iterable of any length, in order and in constant memory: a few windows are
-        on their way at once. A row that cannot be read raises `FilbertError` naming its position;
-        with `errors="answer"` it gives `{"error": ...}` in its place and the others go on."""
+        on their way at once, and what is answered is handed out after each row that is taken. A row
+        that cannot be read raises `FilbertError` naming its position; with `errors="answer"` it
+        gives `{"error": ...}` in its place and the others go on."""
         if errors not in ("raise", "answer"):
             raise UsageError(f"errors must be raise or answer, got {errors!r}")
         if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
@@ -118,30 +146,42 @@ class Engine:
                     return {"error": f"item {place}: {error}"}
                 raise FilbertError(f"item {place}: {error}") from None
 
+        most = self._window * (self._workers + 1)
         for row in rows:
             ahead.append(self.submit(row, **options))
-            if len(ahead) >= self._window * (self._workers + 1):
+            while ahead and (len(ahead) >= most or ahead[0].done()):
                 yield take()
         while ahead:
             yield take()
 
     def close(self) -> None:
-        """Answer what waits, end the workers and free the native encoder's weights. May be called
-        again; other calls then raise `FilbertError`."""
+        """Answer what waits, end the workers, and free the native encoder's weights unless another
+        open engine has the same model. May be called again; other calls then raise `FilbertError`.
+        A future's callback, which is called by a worker, may call it too, and does not wait."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        for thread in self._threads if self._owner == os.getpid() else []:
+            threads = list(self._threads) if self._owner == os.getpid() else []
+        if threading.current_thread() in threads:
+            return  # the last worker ends the engine
+        for thread in threads:
             thread.join()
-        self._threads.clear()
-        self._cache.clear()
-        native.close(self.predictor.model)
+        self._end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _end(self) -> None:
+        """Free what is no longer needed, once no worker runs."""
+        self._cache.clear()
+        model = self.predictor.model
+        with _alive_lock:
+            self._ended = True
+            if all(other._ended or other.predictor.model is not model for other in list(_alive)):
+                native.close(model)
 
     def _forked(self) -> None:
         """In a forked child: the lock may be held by a thread that did not come along."""
@@ -153,7 +193,7 @@ class Engine:
             return
         if self._owner:
             self._waiting.clear()
-        self._owner = os.getpid()
+        self._owner, self._running = os.getpid(), self._workers
         self._threads = [
             threading.Thread(target=self._work, name=f"filbert-engine-{n}", daemon=True)
             for n in range(self._workers)
@@ -161,46 +201,70 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def _take(self) -> tuple[list[tuple[Row, Future[Answer]]], tuple[tuple[str, Any], ...]] | None:
+    def _take(self) -> list[_Asked] | None:
         """Rows with the same options, at most a window; None when the engine closes."""
         with self._wake:
             while not self._waiting:
                 if self._closed:
                     return None
                 self._wake.wait()
-            asked = self._waiting[0][1]
-            batch: list[tuple[Row, Future[Answer]]] = []
-            while self._waiting and len(batch) < self._window and self._waiting[0][1] == asked:
-                row, _, future = self._waiting.popleft()
-                if future.set_running_or_notify_cancel():
-                    batch.append((row, future))
-            return batch, asked
+            group = self._waiting[0].group
+            batch: list[_Asked] = []
+            while self._waiting and len(batch) < self._window and self._waiting[0].group == group:
+                asked = self._waiting.popleft()
+                if asked.future.set_running_or_notify_cancel():
+                    batch.append(asked)
+            return batch
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            batch, asked = taken
-            if not batch:
-                continue
-            try:
-                answers = self.predictor.answer_rows([row for row, _ in batch], **dict(asked))
-            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
+        mark_worker()
+        while (batch := self._take()) is not None:
+            if batch:
+                self._answer(batch)
+        with self._wake:
+            self._running -= 1
+            last = self._running == 0
+        if last:
+            self._end()
+
+    def _answer(self, batch: list[_Asked]) -> None:
+        """Hand each of these rows its answer; if they have none together, one by one, so that each
+        has its own error."""
+        try:
+            answers = list(
+                self.predictor.answer_rows([asked.row for asked in batch], **batch[0].options)
+            )
+            pairs = list(zip(batch, answers, strict=True))
             if self._cache_size:
-                with self._wake:
-                    for (row, _), answer in zip(batch, answers, strict=True):
-                        self._cache[_key(row, asked)] = answer
-                    while len(self._cache) > self._cache_size:
-                        self._cache.popitem(last=False)
-            for (_, future), answer in zip(batch, answers, strict=True):
-                future.set_result(answer)
+                self._keep(pairs)
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            failed = error
+        else:
+            for asked, answer in pairs:
+                _tell(asked.future.set_result, answer)
+            return
+        if len(batch) == 1:
+            _tell(batch[0].future.set_exception, failed)
+            return
+        for asked in batch:
+            self._answer([asked])
+
+    def _keep(self, pairs: list[tuple[_Asked, Answer]]) -> None:
+        """Copies of these answers, in place of those that were used longest ago."""
+        kept = {asked.key: deepcopy(answer) for asked, answer in pairs if asked.key is not None}
+        with self._wake:
+            self._cache.update(kept)
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
 
 
 _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
+_alive_lock = threading.Lock()
 
 
 def _after_fork() -> None:
+    global _alive_lock
+    _alive_lock = threading.Lock()
     for engine in list(_alive):
         engine._forked()
 
@@ -208,5 +272,18 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _key(row: Row, asked: tuple[tuple[str, Any], ...]) -> Hashable:
-    return (tuple(row) if isinstance(row, list) else row, repr(asked))
+def _tell(hand_over: Callable[[Any], None], value: Any) -> None:
+    """Set a future. What its callbacks raise concerns nobody else who waits: it is logged, as
+    `Future` itself does with an `Exception`."""
+    try:
+        hand_over(value)
+    except BaseException:
+        logger.exception("the callback of an answer failed")
+
+
+def _canonical(value: Any) -> str | None:
+    """Equal texts for what means the same to a predictor; None for what JSON cannot hold."""
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError):
+        return None

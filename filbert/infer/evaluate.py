@@ -15,15 +15,21 @@ from inspect import Parameter, signature
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from filbert.errors import UsageError, did_you_mean
+from filbert.infer.embed import Embedder
 from filbert.infer.predict import Classifier, load
 from filbert.infer.score_rows import score_rows
 from filbert.tasks import metrics
+from filbert.tasks.calibrate import probabilities
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 REDUCED = ("bf16", "int8")  # precisions that are held to float32
+SHOWN = 5  # examples of written texts that people see; --json has more
 
 
 def evaluate(
@@ -42,23 +48,28 @@ def evaluate(
     `options` are those of the task; for classification see `score_rows`. Returns plain data:
     `bundle`, `data`, `seconds`, `scores` (numbers by name, None where undefined), and more that
     the task has to tell. With a `precision` of bf16 or int8 by name everything is computed once
-    more in float32, and `against_float32` holds those scores, by name, and `change`, how much more
-    the asked precision gives. Raises `FilbertError` for rows that do not fit the model and for an
-    unreadable file, `UsageError` for an option that the task does not have.
+    more in float32, and `against_float32` holds those scores, by name, `change`, how much more
+    the asked precision gives, and `outputs`, how far what the model gives lies apart (`of_outputs`;
+    None for tasks other than classifying, ranking and embedding). Raises `FilbertError` for rows
+    that do not fit the model and for an unreadable file, `UsageError` for an option that the task
+    does not have.
     """
     model = load(
         name, device=device, precision=precision, batch_tokens=batch_tokens, threads=threads,
         core=core,
     )  # fmt: skip
     check_options(model, options)
+    found = noted(model) if precision in REDUCED else []
     began = time.monotonic()
     record = model.evaluate(data, **options)
     record.setdefault("seconds", round(time.monotonic() - began, 3))
     if precision in REDUCED:
         exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens)
+        truth = noted(exact)
         scores = exact.evaluate(data, **options)["scores"]
         record["against_float32"] = {
             "scores": scores, "change": changes(record["scores"], scores), "precision": precision,
+            "outputs": of_outputs(model, found, truth) if found else None,
         }  # fmt: skip
     return {"bundle": str(name), "data": str(data), **record}
 
@@ -85,6 +96,39 @@ def changes(found: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, flo
         for key, value in found.items()
         if isinstance(value, int | float) and isinstance(exact.get(key), int | float)
     }
+
+
+def noted(model: Any) -> list[NDArray[np.float32]]:
+    """A list that fills with the logits or vectors of rows as `model` computes them from now on; of
+    other tasks it stays empty."""
+    found: list[NDArray[np.float32]] = []
+    if not isinstance(model, Classifier | Embedder):
+        return found
+    name = "logits" if isinstance(model, Classifier) else "vectors"
+    compute = getattr(model, name)
+
+    def noting(*rows: Any, **options: Any) -> Any:
+        found.append(compute(*rows, **options))
+        return found[-1]
+
+    setattr(model, name, noting)
+    return found
+
+
+def of_outputs(
+    model: Any, found: list[NDArray[np.float32]], truth: list[NDArray[np.float32]]
+) -> dict[str, Any]:
+    """The `largest` and the `mean` absolute difference of single numbers, and what they are `of`:
+    probabilities, scores of a regression, or vectors. found, truth: logits or vectors, (rows, d).
+    """
+    kind, numbers = "vectors", [np.concatenate(part).astype(np.float64) for part in (found, truth)]
+    if isinstance(model, Classifier):
+        problem, temperature = model.manifest.problem_type, model.manifest.temperature
+        assert problem is not None  # a classifier has one
+        kind = "scores" if problem == "regression" else "probabilities"
+        numbers = [probabilities(part, problem, temperature) for part in numbers]
+    apart = np.abs(numbers[0] - numbers[1])
+    return {"of": kind, "largest": float(apart.max()), "mean": float(apart.mean())}
 
 
 def evaluation_table(result: Mapping[str, Any]) -> RenderableType:
@@ -121,9 +165,21 @@ def evaluation_table(result: Mapping[str, Any]) -> RenderableType:
         for key, change in against["change"].items():
             found, exact = result["scores"][key], against["scores"][key]
             table.add_row(key, f"{found:.4f}", f"{exact:.4f}", f"{change:+.4f}")
+        if outputs := against["outputs"]:
+            for which in ("largest", "mean"):
+                label = f"{which} difference of {outputs['of']}"
+                table.add_row(label, "", "", f"{outputs[which]:.1e}")
         parts.append(table)
+    if examples := result.get("examples"):
+        table = Table("row", "source", "target", "written", title="examples", title_justify="left")
+        for item in examples[:: -(-len(examples) // SHOWN)]:  # evenly from all of them
+            texts = (Text(_clip(item[name])) for name in ("source", "target", "written"))
+            table.add_row(str(item["id"]).rpartition(":")[2], *texts)
+        parts.append(table)
+    parts += [f"{name}: {text}" for name, text in result.get("signatures", {}).items()]
     rows = f"{result['rows']:,} rows of " if "rows" in result else ""
     parts.append(f"{rows}{result['data']} in {result['seconds']:.1f} s")
+    parts += [f"note: {note}" for note in result.get("notes", ())]
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 

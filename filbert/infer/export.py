@@ -24,12 +24,11 @@ import torch
 
 from filbert import __version__
 from filbert.atomic import beside, check_out, replace_folder, write_file
-from filbert.bundle import MANIFEST, Bundle, is_bundle, model_card, open_bundle
+from filbert.bundle import MANIFEST, Bundle, is_bundle, model_card, open_bundle, what_fits
 from filbert.errors import FilbertError
 from filbert.infer.export_compare import TOLERANCE, Compared, compare, comparison_batches
 from filbert.infer.export_formats import AOT, FORMATS, OPSET, check_compiler
 from filbert.infer.export_options import ExportOptions
-from filbert.model import sentence_folder
 from filbert.model.bert import BertForPreTraining
 from filbert.model.plain import PlainModel
 from filbert.tasks import embed
@@ -80,7 +79,7 @@ def export(options: ExportOptions) -> Exported:
     if bundle.manifest.task not in TASKS:
         raise FilbertError(
             f"{options.bundle}: a model of the task {bundle.manifest.task} is not exported; "
-            f"those of {', '.join(TASKS)} are"
+            f"those of {', '.join(TASKS)} are. {what_fits(options.bundle, bundle.manifest)}"
         )
     graph = PlainModel(bundle.model)
     batches, source = comparison_batches(bundle, options)
@@ -140,11 +139,7 @@ def _write_the_rest(
     replace(model.config, architectures=[kind]).save_pretrained(folder)
     bundle.tokenizer.save_pretrained(folder)
     if manifest.task == "embed":
-        settings = embed.settings_of(
-            bundle.folder, limit=model.config.max_position_embeddings, tokenizer=bundle.tokenizer,
-            manifest=manifest,
-        )  # fmt: skip
-        sentence_folder.write(folder, settings, hidden_size=model.config.hidden_size)
+        embed.write_settings(folder, model, bundle.tokenizer, manifest, of=bundle.folder)
     described, _, _ = model_card(name, model, manifest).partition("```python")
     write_file(folder / "README.md", described + HOW_TO_OPEN[options.format].format(name=name))
     write_file(folder / REPORT, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -27,6 +27,7 @@ from filbert.data.examples import stream_texts
 from filbert.data.packing import Encoded
 from filbert.errors import FilbertError
 from filbert.infer.export_options import ExportOptions
+from filbert.infer.predict import text_problem
 from filbert.model.plain import OF_A_TEXT, PlainModel
 from filbert.model.pretrained import PretrainedModel
 from filbert.model.runtime import Arrays, Runtime
@@ -145,6 +146,8 @@ def _texts(bundle: Bundle, options: ExportOptions) -> tuple[list[str], list[str]
         if not isinstance(text, str) or (pair and not isinstance(other, str)):
             what = "two texts; name the second one's column with --pair-column" if pair else "text"
             raise FilbertError(f"{options.data}, row {row.number}: expected {what}")
+        if told := text_problem(text) or (text_problem(other) if pair else None):
+            raise FilbertError(f"{options.data}, row {row.number}: {told}")
         first.append(text)
         second.append(other)
     return first, second if pair else None, options.data

@@ -26,7 +26,7 @@ from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
 from filbert.errors import FilbertError, UsageError
 from filbert.infer import predict
-from filbert.infer.predict import WINDOW, Answer, check_count, check_rows, shown
+from filbert.infer.predict import WINDOW, Answer, check_count, check_rows, shown, text_problem
 from filbert.tasks import fill, perplexity
 
 
@@ -88,7 +88,7 @@ class Filler:
         """What is wrong with a row, in words; None for a good one."""
         if isinstance(row, tuple | list):
             return "this model takes one text, got a pair"
-        return fill.problem(self.tokenizer, row)
+        return fill.problem(self.tokenizer, row) or text_problem(row)
 
     def answer_rows(
         self, rows: Sequence[str], *, top_k: int = 5, targets: Sequence[str] | None = None
@@ -172,7 +172,7 @@ class TextScorer:
         """What is wrong with a row, in words; None for a good one."""
         if isinstance(row, tuple | list):
             return "this model takes one text, got a pair"
-        return perplexity.problem(self.tokenizer, row)
+        return perplexity.problem(self.tokenizer, row) or text_problem(row)
 
     def answer_rows(self, rows: Sequence[str], *, each: bool = False) -> list[Answer]:
         """Answers of texts that `problem` found good, in order: `log_likelihood`, `tokens`,

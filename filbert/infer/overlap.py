@@ -14,6 +14,7 @@ each other's way.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -46,6 +47,22 @@ def workers_for(model: nn.Module) -> int:
     return 2 if serves(encoder) and min(cores, torch.get_num_threads()) >= 2 else 1
 
 
+def mark_worker() -> None:
+    """Say that this thread is a worker, which starts no others; see `workers_for`."""
+    _here.working = True
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this thread answers its blocks itself, one after the other."""
+    before = getattr(_here, "working", False)
+    _here.working = True
+    try:
+        yield
+    finally:
+        _here.working = before
+
+
 def in_order(
     work: Callable[[Block], Answers], blocks: Iterable[Block], *, workers: int, full: int = 1
 ) -> Iterator[tuple[Block, Answers]]:
@@ -59,11 +76,7 @@ def in_order(
             yield block, work(block)
         return
     ahead: deque[tuple[Block, Future[Answers]]] = deque()
-    pool = ThreadPoolExecutor(
-        workers,
-        thread_name_prefix="filbert-block",
-        initializer=lambda: setattr(_here, "working", True),
-    )
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="filbert-block", initializer=mark_worker)
     given, failed = iter(blocks), None
     try:
         while True:

@@ -10,6 +10,8 @@ classification, and what all of them share. A predictor has `manifest`, `tokeniz
     answer_rows(rows, **options)   answers (plain data) of good inputs, in order
     line(answer, row)              an answer as one line for people
     evaluate(path, **options)      scores on a labelled file
+    rows(path, **reading)          (row, input, second input or None) of each row of a file; only
+                                   where `stream_texts` does not do
 
     from filbert import load
     classify = load("runs/reviews")
@@ -32,7 +34,7 @@ from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, TextIO, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -40,6 +42,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from filbert.bundle import Bundle, open_bundle
+from filbert.data.packing import Encoded
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.overlap import BLOCK, in_order, workers_for
 from filbert.model import native
@@ -107,7 +110,7 @@ def load(
         )
     chosen = bundle.manifest.int8
     if chosen is not None and precision == core == "auto" and place.type == "cpu":
-        if (without := native.why_not(bundle.model.base_model.config)) is None:
+        if (without := native.why_not(bundle.model.base_model)) is None:
             dtype, reason = torch.int8, "chosen by filbert quantize"
             bundle.model.int8_products = [  # type: ignore[assignment]
                 sum(native.PRODUCTS[name] for name in layer) for layer in chosen.layers
@@ -168,6 +171,7 @@ class Classifier:
         self.dtype = dtype
         self.reason = reason
         self.batch_tokens = batch_tokens
+        self.told_cut = False  # see `tell_cut`
 
     @overload
     def __call__(
@@ -247,14 +251,17 @@ class Classifier:
 
         def block(rows: range) -> NDArray[np.float32]:
             cut = slice(rows.start, rows.stop)
+            first, second = list(texts[cut]), None if pairs is None else list(pairs[cut])
             encoded = classify.encode(
                 self.tokenizer,
-                list(texts[cut]),
-                None if pairs is None else list(pairs[cut]),
+                first,
+                second,
                 max_length=self.manifest.max_length,
                 windows=self.manifest.windows,
                 stride=self.manifest.stride,
             )
+            if not self.manifest.windows:
+                tell_cut(self, encoded, first, second, longest=self.manifest.max_length)
             found = classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens)
             return finite(found, self.folder)
 
@@ -282,11 +289,10 @@ class Classifier:
                 return "this model compares two texts; give (text, second text), or pairs=, --pair"
             if not (isinstance(row, tuple | list) and len(row) == 2):
                 return f"expected a pair (text, second text), got {shown(row)}"
-            bad = next((text for text in row if not isinstance(text, str)), None)
-            return None if all(isinstance(text, str) for text in row) else not_text(bad)
+            return text_problem(row[0]) or text_problem(row[1])
         if isinstance(row, tuple | list):
             return "this model takes one text, got a pair"
-        return None if isinstance(row, str) else not_text(row)
+        return text_problem(row)
 
 
 def check_rows(predictor: Any, rows: Sequence[Any], *, start: int = 0) -> None:
@@ -337,6 +343,26 @@ def in_blocks(
     return out
 
 
+def tell_cut(
+    predictor: Any, encoded: Encoded, texts: list[str], pairs: list[str] | None, *, longest: int
+) -> None:
+    """Log, once for a predictor, that some of these texts had more than `longest` tokens and were
+    cut off. `encoded`: their ids, one window each."""
+    full = np.flatnonzero(encoded.tokens == longest).tolist()  # cut off, or just as long
+    if predictor.told_cut or not full:
+        return
+    whole = predictor.tokenizer.encode_flat(
+        [texts[place] for place in full], pairs and [pairs[place] for place in full],
+        max_length=2**20, windows=False, stride=0,
+    )  # fmt: skip
+    if (np.diff(whole.window_starts) > longest).any():
+        predictor.told_cut = True
+        logger.warning(
+            "%s: a text has more than the %d tokens that the model reads; what is beyond them was "
+            "cut off. Give it in parts (told once)", predictor.folder, longest,
+        )  # fmt: skip
+
+
 def finite(numbers: NDArray[np.float32], folder: Path) -> NDArray[np.float32]:
     """These numbers; raises `FilbertError` where they are none."""
     if not np.isfinite(numbers).all():
@@ -383,67 +409,6 @@ def windows(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield block
 
 
-class BadLine(str):
-    """What is wrong with a line of standard input, in place of its row."""
-
-
-def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
-    """Texts of standard input, one a line; with `pairs` two of them with a tab between, or a
-    `BadLine` where there is none.
-
-    Raises `FilbertError` that names the line that is not UTF-8, and for None, which is what Python
-    has for a closed standard input.
-    """
-    if stream is None:
-        raise FilbertError("standard input is closed; give texts, a --file, or lines by a pipe")
-    if stream.isatty():
-        what = "text<TAB>second text" if pairs else "a text"
-        print(f"Type {what} and Enter; Ctrl-D ends.", file=sys.stderr)
-    for number, raw in enumerate(stream.buffer, start=1):
-        try:
-            line = raw.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise FilbertError(f"standard input, line {number}: not UTF-8") from None
-        if not pairs:
-            yield line
-            continue
-        first, tab, second = line.partition("\t")
-        if tab:
-            yield first, second
-        else:
-            yield BadLine("this model compares two texts; expected text<TAB>second text")
-
-
-def answered_lines(
-    predictor: Any, rows: Iterable[Any], *, window: int, strict: bool = False, **options: Any
-) -> Iterator[tuple[Any, Answer]]:
-    """Each row of `typed_rows` with its answer, in order; `{"error": ...}` for a line that the
-    model cannot read. Raises `FilbertError` for such a line with `strict`, and at the end where no
-    line could be answered."""
-    number, answered, first = 0, 0, ""
-    for block in windows(rows, window):
-        problems = [row if isinstance(row, BadLine) else predictor.problem(row) for row in block]
-        good = [row for row, problem in zip(block, problems, strict=True) if problem is None]
-        answers = iter(predictor.answer_rows(good, **options) if good else [])
-        answered += len(good)
-        for row, problem in zip(block, problems, strict=True):
-            number += 1
-            if problem is None:
-                yield row, next(answers)
-                continue
-            told = f"standard input, line {number}: {problem}"
-            if strict:
-                raise FilbertError(told)
-            first = first or told
-            yield row, {"error": told}
-    if first and not answered:
-        raise FilbertError(f"no line could be answered. {first}")
-    if first:
-        count = number - answered
-        lines = "1 line has" if count == 1 else f"{count:,} lines have"
-        print(f"{lines} no answer but an error. {first}", file=sys.stderr)
-
-
 def answer_text(answer: Answer, row: Any = None) -> str:
     """An answer as one line for people, tab-separated; with `row`, the text it belongs to."""
     if "labels" in answer:
@@ -487,9 +452,19 @@ def _best(answer: Answer, count: int) -> Answer:
     return {**answer, "scores": dict(ranked)}
 
 
-def not_text(value: Any) -> str:
-    """What to say of a row that is no text."""
-    return f"expected a text (str), got {shown(value)}"
+def text_problem(value: Any) -> str | None:
+    """What is wrong with a text, in words; None for a good one. Every `problem` asks it: one text
+    that the tokenizer refuses fails all that share its batch."""
+    if not isinstance(value, str):
+        return f"expected a text (str), got {shown(value)}"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return (
+            f"half of a surrogate pair (U+{ord(value[error.start]):04X}, character "
+            f"{error.start + 1}) is no character; write the character itself, or both halves"
+        )
+    return None
 
 
 def shown(value: Any) -> str:

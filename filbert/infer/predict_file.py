@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from filbert.data.examples import stream_texts
 from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.answer_files import check_first, layout_of, rows_in, write_layout
 from filbert.infer.overlap import in_order, workers_for
 from filbert.infer.predict import WINDOW, Answer, Classifier, as_json_text, windows
 
@@ -74,9 +75,10 @@ def predict_file(
 ) -> FileReport:
     """Answer every row of `source` (any format that training reads) in `out`.
 
-    `out` is JSONL, or CSV where its name ends in .csv; None writes JSONL to standard output. A
-    line holds `row`, the row's number in the input, counted from 1, and the answer as the model's
-    `answer_rows` gives it for `options`, or `error`. CSV is for classifiers. Raises `UsageError`
+    `out` is JSONL, or CSV where its name ends in .csv, or one of the layouts of `answer_files`;
+    None writes JSONL to standard output. A line holds `row`, the row's number in the input, counted
+    from 1, the `id` of a question that has one, and the answer as the model's `answer_rows` gives
+    it for `options`, or `error`. CSV is for classifiers. Raises `UsageError`
     where `out` exists (`overwrite`), or where a partial one is there that `resume` was not asked
     for or does not belong to; where `out` is the input. With `resume` and nothing unfinished, it
     says so and does nothing.
@@ -91,9 +93,9 @@ def predict_file(
     }
     if not model.manifest.pair and pair_column is not None:
         raise UsageError(f"--pair-column {pair_column}: this model takes one text, not pairs")
-    rows = stream_texts(source, **reading, need_pair=model.manifest.pair)
-    if not model.manifest.pair:
-        rows = _single(rows, source, named=text_column is not None)
+    rows = rows_of(model, source, **reading)
+    head = list(islice(rows, 1))  # an input that cannot be read is told before anything is written
+    rows = chain(head, rows)
     began = time.monotonic()
     if out is None:
         failed = _Failed()
@@ -122,14 +124,16 @@ def predict_file(
             f"--out {out}: answers of the task {model.manifest.task} do not fit into a table; "
             "name a .jsonl file"
         )
+    layout = layout_of(model.manifest.task, target)
+    if layout and head:
+        check_first(layout, head[0][0], head[0][1], target)
     stamp = {
         "source": _stamp(source),
         "model": _stamp(model.folder / "model.safetensors"),
         "options": {**reading, **options, "csv": sheet},
     }
     if resume and not overwrite and target.is_file() and not _partial(target).exists():
-        with open(target, "rb") as whole:
-            written = sum(block.count(b"\n") for block in iter(lambda: whole.read(1 << 20), b""))
+        written = rows_in(target, layout)
         _say(f"{target} is finished already; --overwrite answers anew")
         written -= sheet and written > 0  # the header
         return FileReport(written, 0, [], 0, time.monotonic() - began)
@@ -140,12 +144,17 @@ def predict_file(
     failed = _Failed()
     written = done
     try:
-        with open(partial, "ab") as file, _progress(source, done, progress) as advance:
+        bar = _progress(source, done, progress, count=format is None)
+        with open(partial, "ab") as file, bar as advance:
             if sheet and not done and file.tell() == 0:
                 file.write(line(None))
 
             def answered(block: list[tuple[Row, Any, Any]]) -> tuple[bytes, list[int]]:
                 answers, bad = _answer(model, block, options, strict, source)
+                if layout == ".conll":
+                    for answer, (_, given, _) in zip(answers, block, strict=True):
+                        if "error" not in answer:
+                            answer["tokens"] = given["tokens"]
                 return b"".join(line(answer) for answer in answers), bad
 
             blocks = windows(islice(rows, done, None), window)
@@ -157,7 +166,11 @@ def predict_file(
                 written += len(block)
                 advance(written)
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        if layout:
+            write_layout(layout, partial, target)
+            partial.unlink()
+        else:
+            os.replace(partial, target)
         _sidecar(partial).unlink(missing_ok=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -174,6 +187,31 @@ def predict_file(
             partial.unlink(missing_ok=True)
             _sidecar(partial).unlink(missing_ok=True)
     return FileReport(written, written - done, failed.first, failed.count, time.monotonic() - began)
+
+
+def rows_of(
+    model: Any,
+    source: str | PathLike[str],
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    **reading: Any,
+) -> Iterator[tuple[Row, Any, Any]]:
+    """(row, text, second text or None) of each row of a file: by the model's own `rows` where it
+    has them, else by `stream_texts`. reading: `format`, `encoding`, `header` of `read_rows`.
+
+    Raises `UsageError` for pairs of texts where the model takes one text.
+    """
+    reading["text_column"] = text_column
+    if model.manifest.pair:
+        reading["pair_column"] = pair_column
+    if hasattr(model, "rows"):
+        rows = model.rows(source, **reading)
+    else:
+        rows = stream_texts(source, **reading, need_pair=model.manifest.pair)
+    if model.manifest.pair:
+        return rows
+    return _single(rows, source, named=text_column is not None)
 
 
 def _single(
@@ -217,13 +255,16 @@ def _answer(
     out: list[Answer] = []
     bad: list[int] = []
     for (row, _, _), problem in zip(block, problems, strict=True):
+        name = {"row": row.number}
+        if model.manifest.task == "answer" and "id" in row.values:
+            name["id"] = row.values["id"]
         if problem is None:
-            out.append({"row": row.number, **next(answers)})
+            out.append({**name, **next(answers)})
             continue
         if strict:
             raise FilbertError(f"{source}: row {row.number}: {problem}")
         bad.append(row.number)
-        out.append({"row": row.number, "error": problem})
+        out.append({**name, "error": problem})
     return out, bad
 
 
@@ -343,9 +384,10 @@ def _stamp(source: str | PathLike[str]) -> dict[str, Any]:
 
 @contextmanager
 def _progress(
-    source: str | PathLike[str], done: int, shown: bool
+    source: str | PathLike[str], done: int, shown: bool, *, count: bool
 ) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many rows are answered: a bar, or elsewhere a line a minute."""
+    """A function that shows how many rows are answered: a bar, or elsewhere a line a minute.
+    count: whether the lines of the source are its rows."""
     if not shown:
         yield lambda rows: None
         return
@@ -367,7 +409,8 @@ def _progress(
         speed = TextColumn("{task.fields[speed]} rows/s")
         columns = (BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("rows", total=_count(source), completed=done, speed="-")
+            total = _count(source) if count else None
+            task = bar.add_task("rows", total=total, completed=done, speed="-")
             yield lambda rows: bar.update(task, completed=rows, speed=rate(rows))
         return
 

@@ -20,7 +20,8 @@ class ModelOptions(BaseModel):
     text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
     pair_column: str | None = Field(None, description="Column of the second text of a pair")
     format: str | None = Field(
-        None, description="csv, tsv, jsonl, parquet, text, cola, mrpc (else from the name)"
+        None,
+        description="csv, tsv, jsonl, parquet, text, cola, mrpc; tag: conll (else from the name)",
     )
     encoding: str = Field("utf-8", description="Text encoding of the file")
     header: bool | None = Field(None, description="First row holds the column names")
@@ -47,7 +48,9 @@ class PredictOptions(ModelOptions):
     context: str | None = Field(None, description="File of the text that is asked (answer)")
     file: str | None = Field(None, description="Answer every row of a file")
     out: str | None = Field(
-        None, description="Where to (.jsonl, .csv; vectors .npy); none: standard output"
+        None,
+        description="Where to (.jsonl, .csv; embed .npy; answer .json, tag .conll, translate and "
+        "summarize .txt, as others read them); none: standard output",
     )
     resume: bool = Field(False, description="Go on with an unfinished --out")
     overwrite: bool = Field(False, description="Replace --out")
@@ -64,13 +67,20 @@ class PredictOptions(ModelOptions):
     max_words: int | None = Field(None, description="summarize: at most so many words")
     max_characters: int | None = Field(None, description="summarize: at most so many characters")
     blocking: bool | None = Field(None, description="summarize: pass over what repeats")
+    best: int | None = Field(None, description="translate: so many texts each, at most --beams")
     beams: int | None = Field(None, description="translate: beams of the search")
     max_tokens: int | None = Field(None, description="translate: longest text written")
     min_tokens: int | None = Field(None, description="translate: shortest text written")
     length_penalty: float | None = Field(None, description="translate: power of the length")
     no_repeat_ngram: int | None = Field(None, description="translate: no n-gram twice")
+    early_stopping: Literal["true", "false", "never"] | None = Field(
+        None,
+        description="translate: end a search at the first --beams whole texts (true), once none is "
+        "likely to be better (false), once none can be (never)",
+    )
     sample: bool | None = Field(None, description="translate: draw words instead of searching")
     temperature: float | None = Field(None, description="translate: of drawing")
+    top_k: int | None = Field(None, description="translate: draw from the K likeliest words")
     top_p: float | None = Field(None, description="translate: draw from this share of the mass")
     seed: int | None = Field(None, description="translate: of drawing")
     alignments: bool | None = Field(None, description="translate: what each word looked at")
@@ -94,6 +104,7 @@ class EvaluateOptions(ModelOptions):
     )
     threshold: float | None = Field(None, description="answer: higher answers more often")
     score_column: str | None = Field(None, description="embed: column of the score of a pair")
+    negative_column: str | None = Field(None, description="embed: column of what is not meant")
     dimensions: int | None = Field(None, description="embed: the first N numbers alone")
     summary_column: str | None = Field(None, description="summarize: column of the summary")
     sentences: int | None = Field(None, description="summarize: sentences of a summary")
@@ -103,4 +114,11 @@ class EvaluateOptions(ModelOptions):
     target_column: str | None = Field(None, description="translate: column of the target")
     target_data: str | None = Field(None, description="translate: targets of --data, line by line")
     language: str | None = Field(None, description="translate: language of the targets")
+    empty: Literal["refuse", "skip"] | None = Field(
+        None, description="translate: pairs with an empty side"
+    )
     beams: int | None = Field(None, description="translate: beams of the search")
+    max_tokens: int | None = Field(None, description="translate: longest text written")
+    min_tokens: int | None = Field(None, description="translate: shortest text written")
+    length_penalty: float | None = Field(None, description="translate: power of the length")
+    no_repeat_ngram: int | None = Field(None, description="translate: no n-gram twice")

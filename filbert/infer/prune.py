@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from filbert.atomic import check_out
+from filbert.atomic import beside, check_out, replace_folder
 from filbert.bundle import Bundle, Manifest, is_bundle, open_bundle, save_bundle
 from filbert.data.corpus import corpus_files, read_documents
 from filbert.data.examples import REGRESSION, check_known_labels, read_examples
@@ -47,7 +47,8 @@ from filbert.model.prune import (
     only_layers,
     silence_heads,
 )
-from filbert.tasks import classify, metrics
+from filbert.model.seq2seq import BertForSeq2SeqLM
+from filbert.tasks import classify, embed, metrics
 from filbert.tasks.calibrate import fit_temperature, fit_thresholds
 from filbert.text import BertTokenizer
 from filbert.text.trim_vocabulary import UsedTokens, check_same, trim_tokenizer
@@ -134,10 +135,10 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
         bundle.tokenizer,
         bundle.manifest.model_copy(update={"int8": None}),
     )
-    if manifest.task in ("translate", "summarize") and options.vocab:
+    if options.vocab and isinstance(model, BertForSeq2SeqLM):
         raise UsageError(
-            f"{options.bundle}: a bundle of the task {manifest.task}; vocabularies are trimmed of "
-            "models with one encoder"
+            f"{options.bundle} holds a {type(model).__name__}; vocabularies are trimmed of models "
+            "with one encoder"
         )
     record: dict[str, Any] = {"from": str(options.bundle)}
     size = _parameters(model)
@@ -191,7 +192,14 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     manifest.provenance = {**manifest.provenance, "pruned": record}
     if told is not None:
         manifest.provenance["scored_on"] = told.name
-    save_bundle(options.out, model=model.cpu(), tokenizer=tokenizer, manifest=manifest)
+    with beside(Path(options.out)) as temp:
+        save_bundle(
+            temp, model=model.cpu(), tokenizer=tokenizer, manifest=manifest,
+            name=Path(options.out).name,
+        )  # fmt: skip
+        if manifest.task == "embed":
+            embed.write_settings(temp, model, bundle.tokenizer, manifest, of=bundle.folder)
+        replace_folder(temp, Path(options.out))
     return Pruned(Path(options.out), record, time.monotonic() - began)
 
 

@@ -22,12 +22,20 @@ import torch
 from torch import Tensor
 
 from filbert.atomic import beside, check_out, replace_folder
-from filbert.bundle import Bundle, Int8, Product, is_bundle, open_bundle, save_bundle
+from filbert.bundle import (
+    Bundle,
+    Int8,
+    Product,
+    is_bundle,
+    open_bundle,
+    save_bundle,
+    what_fits,
+)
 from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.infer.evaluate import check_options
 from filbert.infer.predict import predictor_of
 from filbert.infer.quantize_options import QuantizeOptions
-from filbert.model import native, sentence_folder
+from filbert.model import native
 from filbert.model.bert import BertModel
 from filbert.tasks import embed
 from filbert.tasks.metrics import lower_is_better
@@ -93,10 +101,10 @@ def quantize(options: QuantizeOptions) -> Quantized:
     if task not in METRICS:
         raise FilbertError(
             f"{options.bundle}: a model of the task {task}; int8 is chosen for those of "
-            f"{', '.join(METRICS)}"
+            f"{', '.join(METRICS)}. {what_fits(options.bundle, bundle.manifest)}"
         )
     bert = bundle.model.base_model
-    reason = native.why_not(bert.config)
+    reason = native.why_not(bert)
     if reason is not None or not isinstance(bert, BertModel):
         raise FilbertError(f"{options.bundle} cannot be computed in int8: {reason}")
     seen: list[dict[str, Tensor]] = []
@@ -225,12 +233,9 @@ def _write(out: Path, source: str, int8: Int8) -> None:
     bundle = open_bundle(source)
     manifest = bundle.manifest.model_copy(update={"int8": int8})
     with beside(out) as temp:
-        save_bundle(temp, model=bundle.model, tokenizer=bundle.tokenizer, manifest=manifest)
+        save_bundle(
+            temp, model=bundle.model, tokenizer=bundle.tokenizer, manifest=manifest, name=out.name
+        )
         if manifest.task == "embed":
-            config = bundle.model.config
-            settings = embed.settings_of(
-                bundle.folder, limit=config.max_position_embeddings, tokenizer=bundle.tokenizer,
-                manifest=manifest,
-            )  # fmt: skip
-            sentence_folder.write(temp, settings, hidden_size=config.hidden_size)
+            embed.write_settings(temp, bundle.model, bundle.tokenizer, manifest, of=bundle.folder)
         replace_folder(temp, out)

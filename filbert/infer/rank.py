@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from filbert.bundle import what_fits
 from filbert.data.examples import stream_texts
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.predict import WINDOW, Classifier, check_rows, load, shown, windows
+from filbert.infer.predict import WINDOW, Classifier, check_rows, load, text_problem, windows
 from filbert.infer.rank_options import RankOptions
 from filbert.tasks import rank
 
@@ -36,12 +37,14 @@ class Ranker:
         if not isinstance(classifier, Classifier):
             raise UsageError(
                 "ranking needs a model that compares two texts (filbert train classify "
-                f"--pair-column), got one of the task {classifier.manifest.task}"
+                f"--pair-column), got one of the task {classifier.manifest.task}. "
+                f"{what_fits(classifier.folder, classifier.manifest)}"
             )
         if not classifier.manifest.pair and (classifier.folder / "filbert.json").is_file():
             raise UsageError(
                 f"{classifier.folder} was trained on single texts; ranking needs a model that "
-                "compares two (filbert train classify --pair-column)"
+                "compares two (filbert train classify --pair-column). "
+                f"{what_fits(classifier.folder, classifier.manifest)}"
             )
         self.classifier = classifier
         self.column = rank.label_of(classifier.manifest, label)
@@ -51,11 +54,11 @@ class Ranker:
 
         Texts of equal score keep their order. Raises `FilbertError` for what is no text.
         """
-        if not isinstance(query, str):
-            raise FilbertError(f"query: expected a text, got {shown(query)}")
+        if told := text_problem(query):
+            raise FilbertError(f"query: {told}")
         for place, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise FilbertError(f"item {place}: expected a text, got {shown(text)}")
+            if told := text_problem(text):
+                raise FilbertError(f"item {place}: {told}")
         values = self.scores([(query, text) for text in texts])
         order = np.argsort(-values, kind="stable")
         return [{"place": int(i), "score": float(values[i]), "text": texts[i]} for i in order]
@@ -103,8 +106,12 @@ def rank_file(ranker: Ranker, options: RankOptions) -> list[dict[str, Any]]:
 
 
 def check_query(options: RankOptions) -> None:
-    """`UsageError` for a query without a word."""
-    if options.query is not None and not options.query.strip():
+    """`UsageError` for a query that is no text, or without a word."""
+    if options.query is None:
+        return
+    if told := text_problem(options.query):
+        raise UsageError(f"the query: {told}")
+    if not options.query.strip():
         raise UsageError("the query is empty; expected a few words or a question")
 
 
@@ -116,9 +123,8 @@ class _Texts:
 
     def problem(self, row: Any) -> str | None:
         """In words, with the row's number; None for a text."""
-        if isinstance(row[1], str):
-            return None
-        return f"{self.source}, row {row[0].number}: expected a text, got {shown(row[1])}"
+        told = text_problem(row[1])
+        return told and f"{self.source}, row {row[0].number}: {told}"
 
 
 def run_rank(options: RankOptions, as_json: bool) -> None:

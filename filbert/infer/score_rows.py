@@ -34,8 +34,9 @@ def score_rows(
     Returns `data`, `rows`, `problem_type`, `labels`, `scores` (`loss` and the field's measures as
     plain numbers, None where undefined), `per_class`, `confusion` (rows gold), `calibration`
     (temperature, expected calibration error before and after it), `worst` (at most `worst`
-    mistakes, the surest first), `seconds`. Raises `FilbertError` for a label that the model does
-    not know, for rows that do not fit it (pairs, label type), and for an unreadable file.
+    mistakes, the surest first), `seconds`, `notes`. Raises `FilbertError` for a label that the
+    model does not know, for rows that do not fit it (pairs, label type), and for an unreadable
+    file.
     """
     if worst < 0:
         raise UsageError(f"worst must be 0 or more, got {worst}")
@@ -88,4 +89,6 @@ def score_rows(
     for bins in ("bins_before", "bins_after"):  # the report page draws them; here they are noise
         if record["calibration"]:
             record["calibration"].pop(bins, None)
-    return {"data": examples.source, **record, "seconds": round(seconds, 3)}
+    return {
+        "data": examples.source, **record, "seconds": round(seconds, 3), "notes": examples.notes,
+    }  # fmt: skip

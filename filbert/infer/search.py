@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from filbert.atomic import atomic_path
+from filbert.bundle import what_fits
 from filbert.data.examples import stream_texts
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.embed import Embedder
@@ -220,7 +221,7 @@ def run_search(options: SearchOptions, as_json: bool) -> None:
         raise UsageError(
             f"--bundle {os.fspath(options.bundle)}: its task is {embedder.manifest.task}; a search "
             "needs a model of sentence vectors, such as all-MiniLM-L6-v2, or one of filbert train "
-            "embed"
+            f"embed. {what_fits(options.bundle, embedder.manifest)}"
         )
     hits = search(options, embedder)
     if as_json:

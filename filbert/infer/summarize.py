@@ -33,7 +33,7 @@ from filbert.data.summaries import (
     stream_documents,
 )
 from filbert.errors import FilbertError
-from filbert.infer.predict import Answer, check_rows, shown
+from filbert.infer.predict import Answer, check_rows, shown, text_problem
 from filbert.model.device import for_inference
 from filbert.model.sentence_head import BertForExtractiveSummary
 from filbert.tasks import summarize
@@ -109,6 +109,7 @@ class Extractor:
         item that is no document, `UsageError` for a limit that is no whole number above 0.
         """
         if isinstance(documents, str):
+            check_rows(self, [documents])
             return self.answer_rows([documents], **options)[0]
         if not isinstance(documents, Iterable) or isinstance(documents, bytes | dict):
             raise FilbertError(f"expected a text or a list of documents, got {shown(documents)}")
@@ -118,7 +119,9 @@ class Extractor:
 
     def problem(self, row: Any) -> str | None:
         """What is wrong with a document, in words; None for a good one."""
-        return document_problem(row)
+        if told := document_problem(row):
+            return told
+        return next(filter(None, map(text_problem, [row] if isinstance(row, str) else row)), None)
 
     def rows(self, path: str | PathLike[str], **reading: Any) -> Iterator[tuple[Any, Any, None]]:
         """(row, document, None) of each document of a file; a text file is one document."""
@@ -188,7 +191,8 @@ class Extractor:
         """ROUGE on the documents of `data` that have reference summaries.
 
         Returns `data`, `rows`, `scores`: `rouge1`, `rouge2`, `rougeL`, `rougeLsum` (F-measures, 0
-        to 1), and the same of the first sentences (`lead_...`) and of the oracle (`oracle_...`).
+        to 1), and the same of the first sentences (`lead_...`) and of the oracle (`oracle_...`);
+        `notes`.
         Raises `FilbertError` for an unreadable file and for rows without a summary.
         """
         documents = read_documents(
@@ -204,7 +208,14 @@ class Extractor:
         _, oracle = summarize.targets(documents, most=most, stem=stem)
         scores = summarize.score(documents, chosen, stem=stem)
         scores |= summarize.baselines(documents, oracle, sentences=most, stem=stem)
-        return {"data": documents.source, "rows": len(documents), "scores": scores}
+        notes, limit = [*documents.notes], self.manifest.max_length
+        cut = summarize.cut_off(self.tokenizer, documents.sentences, encoded, limit=limit)
+        if cut:
+            notes.append(
+                f"{documents.source}: {cut:,} sentences have more than the {limit} tokens of a "
+                "window; their ends are cut off"
+            )
+        return {"data": documents.source, "rows": len(documents), "scores": scores, "notes": notes}
 
 
 def answer_of(

@@ -16,7 +16,7 @@ each word. Answers go back into training as they are: `{"text": ..., "spans": [.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any
 
@@ -25,11 +25,12 @@ import torch
 
 from filbert.bundle import Bundle
 from filbert.data.packing import Ids
+from filbert.data.tables import Row
 from filbert.data.tag_layout import Laid
 from filbert.data.tag_schemes import split_tag
-from filbert.data.tagged import read_tagged
+from filbert.data.tagged import read_tagged, stream_untagged
 from filbert.errors import FilbertError
-from filbert.infer.predict import WINDOW, check_rows, not_text, shown
+from filbert.infer.predict import WINDOW, check_rows, shown, text_problem
 from filbert.model.bert import BertForTokenClassification
 from filbert.model.device import for_inference
 from filbert.tasks import tag
@@ -93,14 +94,15 @@ class Tagger:
             words = row.get("tokens")
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 return f'expected {{"tokens": [words]}}, got {shown(row)}'
-            bad = next((word for word in words if _not_unicode(word)), None)
-        elif isinstance(row, tuple | list):
+            return next(filter(None, map(text_problem, words)), None)
+        if isinstance(row, tuple | list):
             return 'this model takes one text, got a list; words that are given: {"tokens": [...]}'
-        elif not isinstance(row, str):
-            return not_text(row)
-        else:
-            bad = row if _not_unicode(row) else None
-        return None if bad is None else f"half of a surrogate pair is no character: {bad!r:.60}"
+        return text_problem(row)
+
+    def rows(self, path: str | PathLike[str], **reading: Any) -> Iterator[tuple[Row, Any, Any]]:
+        """(row, text or `{"tokens": words}`, second text or None) of each row of a table or a text,
+        or of each sentence of CoNLL; see `stream_untagged`."""
+        return stream_untagged(path, **reading)
 
     def answer_rows(self, rows: Sequence[Any]) -> list[Answer]:
         """Answers of rows that `problem` found good, in order."""
@@ -201,12 +203,3 @@ class Tagger:
             self._decoded(laid), laid, texts, chars, labels=self.manifest.labels,
             settings=self.settings, given=given,
         )  # fmt: skip
-
-
-def _not_unicode(text: str) -> bool:
-    """Whether a lone surrogate is in a text, which the tokenizer refuses."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -16,17 +16,18 @@ folder of Transformers' `EncoderDecoderModel` opens too, with the tokenizer that
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from os import PathLike
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike, fspath
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from filbert.bundle import Bundle, fit_tokenizer
-from filbert.data.pairs import read_pairs
+from filbert.data.pairs import read_pairs, stream_sources
+from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.predict import WINDOW, Answer, check_rows, not_text, shown
+from filbert.infer.predict import WINDOW, Answer, check_rows, shown, text_problem
 from filbert.model.device import for_inference
 from filbert.model.generate import Search, Written
 from filbert.model.seq2seq import BertForSeq2SeqLM
@@ -108,9 +109,13 @@ class Translator:
         """What is wrong with a row, in words; None for a good one."""
         if isinstance(row, tuple | list):
             return "this model reads one text and writes another; got a list"
-        if not isinstance(row, str):
-            return not_text(row)
+        if told := text_problem(row):
+            return told
         return None if row.strip() else "the text is empty; there is nothing to write about"
+
+    def rows(self, path: str | PathLike[str], **reading: Any) -> Iterator[tuple[Row, Any, None]]:
+        """(row, text, None) of each row of a table, or line of a text; see `stream_sources`."""
+        return stream_sources(fspath(path), target=self.settings.language, **reading)
 
     def answer_rows(
         self, rows: Sequence[str], *, alignments: bool = False, **options: Any
@@ -122,8 +127,9 @@ class Translator:
         for start in range(0, len(rows), WINDOW):
             block = list(rows[start : start + WINDOW])
             encoded = task.encode(self.tokenizer, block, max_length=self.manifest.max_length)
+            numbers = [task.draw_number(row) for row in block] if search.sample else None
             written = task.write(
-                self.model, encoded, search=search, batch_tokens=self.batch_tokens, first=start
+                self.model, encoded, search=search, batch_tokens=self.batch_tokens, numbers=numbers
             )
             cut = set(
                 task.cut_off(self.tokenizer, block, encoded, self.manifest.max_length).tolist()
@@ -174,9 +180,16 @@ class Translator:
         }
 
     def line(self, answer: Answer, row: Any = None) -> str:
-        """An answer as one line for people: the text, alone or behind its source and a tab."""
+        """An answer as one line for people: the text, and its source behind a tab; then the next
+        best texts, and of `alignments` each piece with the one that it looked at most, a line each.
+        """
         text = " ".join(answer["text"].split())
-        return text if row is None else f"{text}\t{' '.join(row.split())}"
+        lines = [text if row is None else f"{text}\t{' '.join(row.split())}"]
+        lines += [f"  {self.line(one)}" for one in answer.get("others", ())]
+        if found := answer.get("alignment"):
+            looked = [found["source"][int(np.argmax(row))] for row in found["weights"]]
+            lines += [f"  {a} <- {b}" for a, b in zip(found["written"], looked, strict=True)]
+        return "\n".join(lines)
 
     def evaluate(
         self,
@@ -190,22 +203,28 @@ class Translator:
         header: bool | None = None,
         empty: str = "refuse",
         language: str | None = None,
+        stem: bool | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Scores on the pairs of a file (`target_data`: its targets, line by line): `scores`, their
-        `signatures`, `rows`, some `examples`, `notes`. `options` as in a call."""
+        `signatures`, `rows`, some `examples`, `notes`. `stem`: of ROUGE, as trained where it is
+        None; `options` as in a call."""
         if empty not in ("refuse", "skip"):
             raise UsageError(f"empty: expected refuse or skip, got {empty!r}")
+        kind: Literal["translate", "summarize"] = (
+            "summarize" if self.manifest.task == "summarize" else "translate"
+        )
+        stem = self.settings.stem if stem is None else stem
+        task.check_stem(stem, kind)
         pairs = read_pairs(
             str(data), target_data, source_column=source_column, target_column=target_column,
             format=format, encoding=encoding, header=header,
-            empty="skip" if empty == "skip" else "refuse",
+            empty="skip" if empty == "skip" else "refuse", task=kind,
         )  # fmt: skip
         texts = [answer["text"] for answer in self.answer_rows(pairs.sources, **options)]
         scores, signatures = task.score(
-            texts, pairs.all_references(),
-            task="summarize" if self.manifest.task == "summarize" else "translate",
-            language=language or self.settings.language,
+            texts, pairs.all_references(), task=kind,
+            language=language or self.settings.language, stem=stem,
         )  # fmt: skip
         shown_rows = np.linspace(0, len(pairs) - 1, min(EXAMPLES, len(pairs))).astype(int).tolist()
         return {

@@ -9,7 +9,8 @@ finished leaves the batch, and keys and values are cached (`filbert.model.cache`
 what counts as finished, the length penalty, when a search may stop, which n-grams are barred.
 
 Sampling draws one number for each text and step from (seed, number of the text), so that a text
-does not depend on which others stood in its batch.
+does not depend on which others stood in its batch. Where the number comes from the source, as in
+`filbert.tasks.translate.draw_number`, neither does it depend on its place.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Both encoders accept the same and complain in the same words.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def open_inputs(
     return Inputs(inputs_embeds, layout, places if position_ids is None else position_ids)
 
 
-def as_grid(input_ids: Tensor, token_type_ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+def as_grid(input_ids: Tensor, token_type_ids: Tensor, lengths: Tensor) -> dict[str, Any]:
     """A packed batch, (tokens,) each and (sequences,), as the padded one that an encoder takes:
     `input_ids`, `token_type_ids` and `attention_mask`, each (sequences, longest) int64."""
     counts = lengths.tolist()

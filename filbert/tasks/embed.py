@@ -26,9 +26,11 @@ from filbert.data.sentence_pairs import Sentences, read_sentences
 from filbert.errors import FilbertError, UsageError
 from filbert.model import sentence_folder
 from filbert.model.bert import BertModel
+from filbert.model.inputs import as_grid
 from filbert.model.modern import ModernBertModel
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.native import serves
+from filbert.model.pretrained import PretrainedModel
 from filbert.model.sentence_folder import POOLINGS, SentenceSettings
 from filbert.sources import resolve
 from filbert.tasks.metrics import regression_scores
@@ -102,6 +104,18 @@ def settings_of(
     return SentenceSettings(found.pooling, found.normalize, min(own, limit))
 
 
+def write_settings(
+    folder: Path, model: PretrainedModel, tokenizer: BertTokenizer, manifest: Manifest, *, of: Path
+) -> None:
+    """Write the sentence-transformers files into `folder`, beside what became of the model in the
+    folder `of`, so that its vectors are made as before."""
+    config = model.config
+    settings = settings_of(
+        of, limit=config.max_position_embeddings, tokenizer=tokenizer, manifest=manifest
+    )
+    sentence_folder.write(folder, settings, hidden_size=config.hidden_size)
+
+
 def states_of(model: Encoder, batch: Batch, *, first_only: bool = False) -> tuple[Tensor, Tensor]:
     """The last states of a batch, packed (tokens, hidden) or, of first tokens alone, (texts,
     hidden), and the (texts,) lengths; through a padded grid if the attention path is another."""
@@ -113,14 +127,9 @@ def states_of(model: Encoder, batch: Batch, *, first_only: bool = False) -> tupl
     if model.attention_path == "packed":
         output = model(input_ids=ids, token_type_ids=types, lengths=lengths, first_only=first_only)
         return output.last_hidden_state, lengths
-    counts = batch.lengths.tolist()
-    grid, segments, mask = (
-        torch.nn.utils.rnn.pad_sequence(list(x.split(counts)), batch_first=True)
-        for x in (ids, types, torch.ones_like(ids))
-    )  # each (texts, longest)
-    output = model(input_ids=grid, token_type_ids=segments, attention_mask=mask)
-    states = output.last_hidden_state  # (texts, longest, hidden)
-    return states[:, 0] if first_only else states[mask.bool()], lengths
+    grid = as_grid(ids, types, lengths)
+    states = model(**grid).last_hidden_state  # (texts, longest, hidden)
+    return states[:, 0] if first_only else states[grid["attention_mask"].bool()], lengths
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:

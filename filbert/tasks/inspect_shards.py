@@ -1,6 +1,7 @@
 """What is in a folder of shards, and a few samples as a reader sees them.
 
     filbert prepare --inspect shards/
+    filbert prepare --inspect shards/ --recipe runs/mini/recipe.toml --sample 123456
 
 A token that a mask hides is shown as [MASK→word], a replaced one as [word→other], one that was
 chosen and left as [word=]; a dot joins the tokens of a whole word (`##` pieces, the characters of a
@@ -9,14 +10,13 @@ Chinese word).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from filbert.data.masking import MaskRule
 from filbert.data.samples import Sampler
 from filbert.data.shards import Shards
-from filbert.errors import FilbertError
 from filbert.layout import plain
 from filbert.tasks import pretrain
 from filbert.text import BertTokenizer
@@ -25,39 +25,20 @@ SAMPLES = 5
 
 
 def inspect_shards(
-    folder: str | Path,
+    shards: Shards,
+    sampler: Sampler,
+    rule: MaskRule,
+    tokenizer: BertTokenizer,
     *,
+    first: int = 0,
     count: int = SAMPLES,
-    seed: int = 0,
-    objective: str = "next_sentence",
-    masking: str = "whole_word",
-    mask_rate: float = 0.15,
-    max_length: int = 128,
 ) -> dict[str, Any]:
-    """Counts of the corpus and `count` samples of the training documents, as plain data.
-
-    A corpus of a single document is shown without pairs. Raises `FilbertError` for shards that
-    cannot be read.
-    """
-    shards = pretrain.read(folder)
-    tokenizer = BertTokenizer.from_pretrained(shards.vocab)
-    parts = shards.split("train") or shards.split("dev")
-    if sum(len(part.documents) - 1 for part in parts) < 2:
-        objective = "none"
-    cls_id, sep_id = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if cls_id is None or sep_id is None:
-        raise FilbertError(f"{shards.vocab}: this vocabulary has no [CLS] or no [SEP]")
-    sampler = Sampler(
-        parts, cls_id=cls_id, sep_id=sep_id, max_length=max_length,
-        objective=objective, seed=seed,  # type: ignore[arg-type]
-        vocab_size=max(tokenizer.get_vocab().values()) + 1, origin=str(folder),
-    )  # fmt: skip
-    rule = pretrain.mask_rule(tokenizer, rate=mask_rate, masking=masking)
-    samples = sampler.samples(np.arange(count))
+    """Counts of the corpus and the `count` samples from number `first` on, as plain data."""
+    samples = sampler.samples(np.arange(first, first + count))
     shown = pretrain.decode(pretrain.encode(sampler, samples, rule), tokenizer)
     return {
-        "folder": str(folder),
-        "objective": objective,
+        "folder": str(shards.folder),
+        "objective": sampler.objective,
         "counts": shards.manifest.counts.model_dump(),
         "sources": shares(shards),
         "vocab_size": shards.manifest.vocab_size,

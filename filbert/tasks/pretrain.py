@@ -23,7 +23,7 @@ from torch import Tensor
 
 from filbert.data.masking import MaskRule, mask
 from filbert.data.samples import NO_LABEL, Sample, Sampler
-from filbert.data.shards import Shards, open_shards
+from filbert.data.shards import Shards, check_files, open_shards
 from filbert.errors import FilbertError, UsageError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
 from filbert.model.config import EncoderConfig
@@ -36,13 +36,15 @@ Ids = NDArray[np.int64]
 
 # what `loss` counts, in this order
 TALLIES = ("word_loss", "words", "words_right", "pair_loss", "pairs", "pairs_right")
+VERIFIED = 2_000_000_000  # bytes of shards that are read at the start of a run: some 4 s
 
 
 @dataclass(frozen=True)
 class Batch:
     """A packed batch of masked samples. input_ids, token_type_ids: (tokens,); lengths: (samples,);
     positions, labels: (masked,) where words are to be predicted, and which; pair_labels:
-    (samples,) 0 or 1, -100 without one; numbers: (samples,) of the run. All int64."""
+    (samples,) 0 or 1, -100 without one; numbers: (samples,) of the run. All int64.
+    masks_a_sample: how many masks a sample of full length has, for `loss`."""
 
     input_ids: Ids
     token_type_ids: Ids
@@ -52,11 +54,25 @@ class Batch:
     pair_labels: Ids
     numbers: Ids
     joins: NDArray[np.bool_]
+    masks_a_sample: float = 1.0
 
 
 def read(folder: str | Path) -> Shards:
     """Open the shards that `filbert prepare` wrote, after a look at their sizes."""
     return open_shards(Path(folder))
+
+
+def verify(shards: Shards) -> list[str]:
+    """Read every file of shards of up to `VERIFIED` bytes against its checksum: what a flipped bit
+    makes of a token is trained on silently. Raises `FilbertError` naming a damaged file; returns
+    what is to be told where there is more."""
+    if shards.size <= VERIFIED:
+        check_files(shards.folder, shards.manifest)
+        return []
+    return [
+        f"the shards have {shards.size / 1e9:,.1f} GB: their sizes were checked, their checksums "
+        f"not; filbert prepare --verify {shards.folder} reads them"
+    ]
 
 
 def mask_rule(tokenizer: BertTokenizer, *, rate: float, masking: Any) -> MaskRule:
@@ -83,6 +99,7 @@ def encode(sampler: Sampler, samples: list[Sample], rule: MaskRule) -> Batch:
     return Batch(
         masked.input_ids, packed.token_type_ids, packed.lengths, masked.positions, masked.labels,
         packed.labels, np.array([sample.number for sample in samples]), packed.joins,
+        max(1.0, round(sampler.max_length * rule.rate)),
     )  # fmt: skip
 
 

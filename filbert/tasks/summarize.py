@@ -151,6 +151,22 @@ def encode(
     )
 
 
+def cut_off(
+    tokenizer: BertTokenizer, documents: list[list[str]], encoded: EncodedDocuments, *, limit: int
+) -> int:
+    """How many sentences have more than `limit` tokens, those of a window, and lost their ends."""
+    alone = np.diff(encoded.window_places) == 1
+    full = np.flatnonzero(alone & (encoded.encoded.tokens == limit))
+    if not len(full):
+        return 0
+    sentences = [sentence for document in documents for sentence in document]
+    numbers = np.unique(encoded.numbers[encoded.window_places[full]]).tolist()
+    again = tokenizer.encode_flat(
+        [sentences[number] for number in numbers], max_length=2**20, windows=False, stride=0
+    )
+    return int((np.diff(again.window_starts) > limit).sum())
+
+
 def _cut(starts: Ids, first: int, end: int, max_length: int, stride: int) -> list[tuple[int, int]]:
     """(first, last + 1) sentences of each window of a document."""
     spans = []

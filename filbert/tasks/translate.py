@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +51,7 @@ class WritingSettings(BaseModel):
     beams: int = Field(default=4, gt=0, le=MOST_BEAMS)
     length_penalty: float = Field(default=1.0, ge=-10, le=10)
     no_repeat_ngram: int = Field(default=0, ge=0, le=100)
+    stem: bool = False  # of ROUGE, for summaries
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def read(path: str, target_path: str | None, options: Any) -> Pairs:
         encoding=options.encoding,
         header=options.header,
         empty=options.empty,
+        task=options.task,
     )
 
 
@@ -210,11 +213,11 @@ def write(
     search: Search,
     batch_tokens: int = 4096,
     most_rows: int | None = None,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[Written]]:
     """What the model writes for each source, in input order; batches hold `batch_tokens` source
-    tokens over the beams, and sources of like length. first: the number of the first source, for
-    sampling."""
+    tokens over the beams, and sources of like length. numbers: what the draws of sampling depend
+    on beside the seed, of each source; see `draw_number`."""
     model.eval()
     order = np.argsort(-encoded.tokens, kind="stable")
     out: list[list[Written]] = [[] for _ in range(len(encoded))]
@@ -224,12 +227,19 @@ def write(
         ids, lengths = (
             torch.from_numpy(x).to(model.device) for x in (batch.input_ids, batch.lengths)
         )
-        numbers = (examples + first).tolist()
+        drawn = examples.tolist() if numbers is None else [numbers[i] for i in examples.tolist()]
         for example, texts in zip(
-            examples, generate(model, ids, lengths, search=search, numbers=numbers), strict=True
+            examples, generate(model, ids, lengths, search=search, numbers=drawn), strict=True
         ):
             out[example] = texts
     return out
+
+
+def draw_number(text: str) -> int:
+    """A number of a source that depends on its text alone, so that what is drawn for it is the same
+    in whatever block, file or run it comes."""
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") >> 1  # it fits into an int64
 
 
 def decode(written: Written, tokenizer: BertTokenizer, spacing: dict[str, bool]) -> str:
@@ -284,14 +294,16 @@ def score(
     *,
     task: Literal["translate", "summarize"] = "translate",
     language: str | None = None,
+    stem: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Scores of the texts, and the signature of each measure.
 
     BLEU (0 to 100) cuts Chinese into characters and other languages by the rules of mteval-v13a;
-    chrF (0 to 100) counts characters. Summaries have ROUGE (0 to 1), see `filbert.tasks.rouge`.
+    chrF (0 to 100) counts characters. Summaries have ROUGE (0 to 1), with `stem` on stems of
+    English words; see `filbert.tasks.rouge`.
     """
     if task == "summarize":
-        return rouge.rouge_scores(texts, references), {}
+        return rouge.rouge_scores(texts, references, stem=stem), {}
     try:
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -311,6 +323,12 @@ def score(
         scores[name] = float(metric.corpus_score(list(texts), columns).score)
         signatures[name] = str(metric.get_signature())
     return scores, signatures
+
+
+def check_stem(stem: bool, task: str) -> None:
+    """`UsageError` for stems where there is no ROUGE to count them."""
+    if stem and task != "summarize":
+        raise UsageError(f"--stem: ROUGE scores summaries; {task} has {', '.join(METRICS[task])}")
 
 
 def check_metric(metric: str | None, task: str) -> None:

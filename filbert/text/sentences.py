@@ -4,8 +4,9 @@ end one.
 Next-sentence prediction and sentence order need sentences; a stop alone does not make one ("Mr.
 Smith", "3.14", "www.example.org", 《你好！》). A line is a paragraph, over whose end no sentence
 reaches. Within it every run of stops is a candidate, kept or not by what stands before and behind
-it. Nothing is looked up but the short lists below; wrong at times ("I met him at 5 p.m. Monday was
-dull"), the rules are the same everywhere and never lose a character other than white space.
+it; a quotation of a few sentences stays in one piece. Nothing is looked up but the short lists
+below; wrong at times ("I met him at 5 p.m. Monday was dull"), the rules are the same everywhere and
+never lose a character other than white space.
 
     >>> split_sentences('He said "No." Then Dr. Wu left at 3.15 p.m. 他说：“走吧！”我们走了。')
     ['He said "No."', 'Then Dr. Wu left at 3.15 p.m.', '他说：“走吧！”', '我们走了。']
@@ -27,6 +28,13 @@ _WORD = re.compile(r"[^\W\d_]+")
 _FULL_WIDTH = frozenset("。！？；｡．")
 _OPENING = frozenset("\"'“‘«「『（([{【〔*-–—¿¡")
 _BRACKETS = frozenset("（([{【〔《〈")
+# Marks of a quotation: the closing one for each opening one. A straight one may be either.
+_CLOSING = {"“": "”", "「": "」", "『": "』"}
+_QUOTE = re.compile('["“”「」『』]')
+_QUOTATION = 200  # characters between two marks up to which no sentence ends there
+# A straight mark opens behind one of these (or a blank), if a word or one of the others follows.
+_BEFORE_QUOTE = frozenset("(（[［{【《“‘「『:：，—–")
+_IN_QUOTE = _OPENING | frozenset("《…$£€¥")
 # Behind these a sentence goes on, whatever stop stands before them.
 _GOING_ON = frozenset(",，、;:：》〉%/")
 
@@ -72,15 +80,41 @@ def split_sentences(text: str) -> list[str]:
     """
     sentences = []
     for paragraph in _LINE.split(text):
-        begin = 0
+        quotations = _quotations(paragraph)
+        begin = passed = within = 0  # within: where the quotations that began so far have ended
         for found in _CANDIDATE.finditer(paragraph):
-            if _ends(paragraph, begin, found):
+            while passed < len(quotations) and quotations[passed][0] < found.start():
+                within = max(within, quotations[passed][1])
+                passed += 1
+            if found.end() >= within and _ends(paragraph, begin, found):
                 if sentence := paragraph[begin : found.end()].strip():
                     sentences.append(sentence)
                 begin = found.end()
         if sentence := paragraph[begin:].strip():
             sentences.append(sentence)
     return sentences
+
+
+def _quotations(text: str) -> list[tuple[int, int]]:
+    """Where quotations begin and end, with their marks, in order of their beginnings. A mark that
+    opens takes the place of one like it that was never closed; what is long is left out."""
+    opened: dict[str, int] = {}  # by closing mark
+    found = []
+    for mark in _QUOTE.finditer(text):
+        sign, place = mark[0], mark.start()
+        closing = _CLOSING.get(sign)
+        if sign == '"':
+            before, after = text[place - 1 : place], text[place + 1 : place + 2]
+            free = not before or before.isspace()
+            if (free or before in _BEFORE_QUOTE) and (after.isalnum() or after in _IN_QUOTE):
+                closing = sign
+            elif free:
+                continue  # between blanks: it could be either
+        if closing is not None:
+            opened[closing] = place
+        elif sign in opened and place - (begin := opened.pop(sign)) <= _QUOTATION:
+            found.append((begin, place + 1))
+    return sorted(found)
 
 
 def _ends(text: str, begin: int, found: re.Match[str]) -> bool:

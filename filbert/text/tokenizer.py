@@ -279,6 +279,10 @@ class BertTokenizer:
             known=self._known,
         )
 
+    def forget_words(self) -> None:
+        """Empty the memory of `encode_flat`, by which words that it has met are quicker."""
+        self._known = KnownWords()
+
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Encoding:
         """The same as a call; what older programs name it."""
         return self(text, text_pair, **options)

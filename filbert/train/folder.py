@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,18 @@ FREE = {
 }
 
 
-def check_folder(out: Path, options: RunOptions) -> None:
+def check_folder(
+    out: Path,
+    options: RunOptions,
+    *,
+    free: Set[str] = frozenset(),
+    rounding: Set[str] = frozenset(),
+) -> list[str]:
     """Refuse to mix two runs, to write among files that are not of a run, or to overwrite what the
-    new run is to learn from. Changes nothing."""
+    new run is to learn from. Changes nothing.
+
+    free, rounding: names of options that may differ as well where this run is resumed; those of
+    `rounding` change the result a little. Returns what is to be told of them."""
     if options.resume and options.overwrite:
         raise UsageError("--resume goes on with a run, --overwrite starts it again; give one")
     if out.exists() and not out.is_dir():
@@ -53,7 +62,7 @@ def check_folder(out: Path, options: RunOptions) -> None:
     content = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     content = [name for name in content if not leftover(name)]
     if not content:
-        return
+        return []
     if not is_run(out):
         raise UsageError(
             f"--out {out} holds files that are not of a filbert run ({content[0]} ...); "
@@ -81,15 +90,19 @@ def check_folder(out: Path, options: RunOptions) -> None:
                     f"--overwrite: --{name} {value} lies in --out {out} and would be deleted; "
                     "choose another folder for the new run"
                 )
-        return
+        return []
     before = parse_options(read_recipe(out / RECIPE), type(options), source=str(out / RECIPE))
-    changed = [
-        f"{name} {getattr(before, name)!r}, now {getattr(options, name)!r}"
+    changed = {
+        name: f"{name} {getattr(before, name)!r}, now {getattr(options, name)!r}"
         for name in type(options).model_fields
-        if name not in FREE and getattr(before, name) != getattr(options, name)
-    ]
-    if changed:
-        raise UsageError(f"--resume: {out} was started with other settings: {', '.join(changed)}")
+        if name not in FREE | free and getattr(before, name) != getattr(options, name)
+    }
+    if refused := [text for name, text in changed.items() if name not in rounding]:
+        raise UsageError(f"--resume: {out} was started with other settings: {', '.join(refused)}")
+    return [
+        f"resumed with other settings: {', '.join(changed.values())}. The samples of each step "
+        "stay the same; dropout and rounding do not, so the result differs in the last bits or more"
+    ] if changed else []  # fmt: skip
 
 
 def is_run(out: Path) -> bool:

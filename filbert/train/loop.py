@@ -66,6 +66,8 @@ class Progress:
     marks: int = 0  # evaluations due so far, where they are spread over the run
     step_seconds: float = 0.0  # in training steps, evaluation and saving left out
     seconds: float = 0.0  # in all, over all sessions of this run
+    # once memory ran out: the tokens of a batch as the options say, and as they are since then
+    halved: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def fit(
     world: World | None = None,
     budget: Budget | None = None,
     limits: Limits | None = None,
-    split: Callable[[Any], list[Any]] | None = None,
+    split: Callable[[Any, Progress], list[Any]] | None = None,
     evaluations: int = 0,
 ) -> Progress:
     """Train `model` in place; at the end it holds the best evaluated weights (in the first process,
@@ -154,9 +156,9 @@ def fit(
     to be logged, (k,) float64 that can be added up. summary: the sums of a while in words, with
     `loss` among them. names: how a person finds the samples of a batch again. evaluate: scores on
     the development set, with `metric` among them. resumed: the checkpoint to go on from. split:
-    halves of a batch, for when one does not fit into memory. evaluations: how many are spread over
-    the run where `options.eval_every` is 0, fewer where a budget is short for them; at 0 there is
-    one at the end of each epoch.
+    halves of a batch, for when one does not fit into memory; it may note that in the progress.
+    evaluations: how many are spread over the run where `options.eval_every` is 0, fewer where a
+    budget is short for them; at 0 there is one at the end of each epoch.
     Raises `Interrupted` after a signal, `FilbertError` when a loss is not a number.
     """
     world, limits = world or World(), limits or Limits()
@@ -175,6 +177,8 @@ def fit(
             average.load({n: resumed.tensors[f"average/{n}"] for n in average.weights()})
         of = "" if plan.total_steps is None else f" of {plan.total_steps}"
         tracker.message(f"resumed at step {progress.step}{of}")
+    if world.first:
+        state.clear_unfinished(run)
 
     def elapsed() -> float:
         return before + time.monotonic() - started
@@ -238,7 +242,7 @@ def fit(
                         f"process {world.rank} has not enough memory for a batch; give a smaller "
                         "--batch-tokens (with --parallel fsdp it is not halved by itself)"
                     ) from None
-                halves = [] if split is None else split(waiting[0])
+                halves = [] if split is None else split(waiting[0], progress)
                 if len(halves) < 2:
                     raise FilbertError(
                         "the device's memory does not hold a single sample of this length; choose "

@@ -11,6 +11,7 @@ runs/mini/   the finished bundle: a BERT with its word (and pair) predictions, w
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -43,6 +44,10 @@ from filbert.train.report import REPORT_FILE, write_report
 from filbert.train.track import Tracker
 
 EVALUATIONS = 20  # in a run, unless --eval-every says otherwise
+# Options that may differ as well when a run goes on: the shards' checksum decides, not their path,
+# and which samples a step has does not depend on how they are computed.
+FREE = frozenset({"data"})
+ROUNDING = frozenset({"batch_tokens", "gradient_checkpointing", "device"})
 
 
 @dataclass
@@ -72,12 +77,14 @@ def pretrain(options: PretrainOptions, *, quiet: bool = False) -> PretrainResult
     out = Path(options.out)
     device = choose_device(local_device(options.device))
     with joined(device) as world:
+        told: list[str] = []
         if world.first:
-            folder.check_folder(out, options)
+            told = folder.check_folder(out, options, free=FREE, rounding=ROUNDING)
         world.wait()
         if options.resume and (out / MANIFEST).is_file():
             return finished(out, world)
         ready = prepare(options, device, world)
+        ready.notes += told
         with locked(out, doing="trains in") if world.first else nullcontext():
             if world.first:
                 folder.claim_folder(out, options)
@@ -113,6 +120,8 @@ def prepare(options: PretrainOptions, device: torch.device, world: World) -> Rea
             "--batch-size (or --batch-start) or start fewer"
         )
     shards = task.read(options.data)
+    # of the processes that torchrun started on a machine the first one's look is enough
+    unread = task.verify(shards) if os.environ.get("LOCAL_RANK", "0") == "0" else []
     ceiling.look(after=START)
     tokenizer = BertTokenizer.from_pretrained(shards.vocab)
     torch.manual_seed(options.seed)  # decides the new weights
@@ -127,8 +136,9 @@ def prepare(options: PretrainOptions, device: torch.device, world: World) -> Rea
     held_out, told = evaluation_batches(options, shards, tokenizer, world)
     ceiling.look(after=START)
     return Ready(
-        device, dtype, reason, shards, tokenizer, model, plan, held_out, notes + told, ceiling
-    )
+        device, dtype, reason, shards, tokenizer, model, plan, held_out, unread + notes + told,
+        ceiling,
+    )  # fmt: skip
 
 
 def run(
@@ -151,11 +161,10 @@ def run(
     model.gradient_checkpointing_enable(options.gradient_checkpointing)
     if options.compile:
         model.compile_parts()
-    masks_a_sample = max(1.0, round(options.max_length * options.mask_rate))
 
     def batch_loss(trained: nn.Module, batch: task.Batch) -> tuple[Tensor, Tensor]:
         assert isinstance(trained, PretrainedModel)
-        return task.loss(trained, batch, masks_a_sample=masks_a_sample)
+        return task.loss(trained, batch, masks_a_sample=batch.masks_a_sample)
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:
         assert isinstance(trained, PretrainedModel)
@@ -187,7 +196,7 @@ def run(
             "the checkpoint to go on from (--out must be one folder for all of them)",
             "none" if resumed is None else json.dumps(resumed.record),
         )
-    share = masks_a_sample / options.max_length
+    share = max(1.0, round(options.max_length * options.mask_rate)) / options.max_length
     flops = task.flops_per_token(model, length=options.max_length, masked=share)
     ceiling = ready.ceiling.look(after=START)
     with Tracker(

@@ -60,6 +60,9 @@ class PretrainOptions(RunOptions):
     )
     mask_rate: float = Field(0.15, gt=0, lt=1, description="Share of tokens masked in training")
     eval_mask_rate: float = Field(0.15, gt=0, lt=1, description="Share masked in evaluation")
+    eval_masking: Literal["token", "whole_word", "span", "ngram"] | None = Field(
+        None, description="Masked together in evaluation (else as in training)"
+    )
     short_prob: float = Field(0.1, ge=0, le=1, description="Share of samples cut short")
 
     # how much, and in what batches
@@ -148,3 +151,9 @@ class PretrainOptions(RunOptions):
                 f"{self.num_attention_heads}"
             )
         return self
+
+
+class InspectOptions(PretrainOptions):
+    """Options of a run whose samples are to be shown, and which of them."""
+
+    sample: int = Field(0, ge=0, lt=2**62, description="Number of the first sample shown")

@@ -7,18 +7,22 @@ step's batches are made by a thread, or by worker processes, while this one comp
 
 from __future__ import annotations
 
+import signal
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
+from filbert.data.follow import follow_parent
 from filbert.data.masking import MaskRule
 from filbert.data.packing import cut
 from filbert.data.samples import Sampler
 from filbert.data.shards import Shards, Split, open_shards
-from filbert.errors import UsageError, did_you_mean
+from filbert.errors import FilbertError, UsageError, did_you_mean
 from filbert.tasks import pretrain
 from filbert.tasks.pretrain import Batch
 from filbert.text import BertTokenizer
@@ -84,14 +88,20 @@ def evaluation_batches(
 ) -> tuple[list[Batch], list[str]]:
     """This process's share of the held-out samples, masked once and for all, and what is to be
     told about them. Samples of the last phase's length if there is one."""
-    if not shards.split("dev"):
+    there = sum(len(part.documents) - 1 for part in shards.split("dev"))
+    if there < (2 if options.objective == "next_sentence" else 1):
+        found = "no documents for evaluation"
+        if there:
+            found = "1 document for evaluation, and next_sentence takes wrong pairs from a second"
         raise UsageError(
-            f"the shards in {shards.folder} hold no documents for evaluation; prepare the corpus "
-            "with --holdout above 0 (a corpus of a few documents wants a large share)"
+            f"the shards in {shards.folder} hold {found}. Prepare the corpus again with "
+            "--overwrite and a larger --holdout, such as 0.05 (a few documents want more)"
         )
     phase = 0 if options.last_length is None else 1
     sampler = sampler_of(options, shards, tokenizer, "dev", phase)
-    rule = pretrain.mask_rule(tokenizer, rate=options.eval_mask_rate, masking=options.masking)
+    rule = pretrain.mask_rule(
+        tokenizer, rate=options.eval_mask_rate, masking=options.eval_masking or options.masking
+    )
     count = min(options.eval_samples, sampler.size)
     notes = []
     if count < min(100, options.eval_samples):
@@ -118,6 +128,7 @@ class PretrainPlan:
         self.budget_tokens = options.batch_tokens  # of one batch; halved when memory runs out
         self._ahead: dict[tuple[int, int, int], Future[list[Batch]]] = {}
         self._pool: Executor | None = None
+        self._workers_go: Connection | None = None  # when this end of a pipe is closed
 
     def phase(self, done: float) -> int:
         """The number of the phase at this share of the run."""
@@ -132,9 +143,19 @@ class PretrainPlan:
         return min(full, batch_size_at(done, full=full, start=start, warmup=over))
 
     def work(self, progress: Progress) -> Work:
-        """The batches of the next step, of this process, and the next ones begun."""
+        """The batches of the next step, of this process, and the next ones begun. Raises
+        `FilbertError` where a worker died."""
+        if progress.halved[:1] == [self.options.batch_tokens]:
+            self.budget_tokens = progress.halved[1]
         phase, count = self.phase(progress.done), self.count(progress.done)
-        batches = self._take((phase, progress.samples, count))
+        try:
+            batches = self._take((phase, progress.samples, count))
+        except BrokenProcessPool:
+            raise FilbertError(
+                f"a process that prepares samples (--workers {self.options.workers}) ended by "
+                "itself, killed for memory perhaps; go on with --resume, with fewer --workers if "
+                "need be"
+            ) from None
         tokens = sum(len(batch.input_ids) for batch in batches)
         return Work(batches, weight=1 / count, samples=count, tokens=tokens)
 
@@ -144,12 +165,7 @@ class PretrainPlan:
 
     def _take(self, key: tuple[int, int, int]) -> list[Batch]:
         if self._pool is None:
-            self._pool = (
-                ProcessPoolExecutor(
-                    self.options.workers, mp_context=get_context("spawn"),
-                    initializer=_become_worker, initargs=(self.options, self.world),
-                ) if self.options.workers else ThreadPoolExecutor(1)
-            )  # fmt: skip
+            self._pool = self._start()
         future = self._ahead.pop(key, None) or self._begin(key)
         self._ahead = {k: f for k, f in self._ahead.items() if k[1] > key[1]}
         phase, first, count = key
@@ -158,6 +174,16 @@ class PretrainPlan:
             if coming not in self._ahead:
                 self._ahead[coming] = self._begin(coming)
         return future.result()
+
+    def _start(self) -> Executor:
+        if not self.options.workers:
+            return ThreadPoolExecutor(1)
+        context = get_context("spawn")
+        over, self._workers_go = context.Pipe(duplex=False)
+        return ProcessPoolExecutor(
+            self.options.workers, mp_context=context, initializer=_become_worker,
+            initargs=(self.options, self.world, over),
+        )  # fmt: skip
 
     def _begin(self, key: tuple[int, int, int]) -> Future[list[Batch]]:
         assert self._pool is not None
@@ -169,14 +195,19 @@ class PretrainPlan:
             make, at.sampler, self.rule, first, count, self.budget_tokens, self.world
         )
 
-    def split(self, batch: Batch) -> list[Batch]:
-        """A batch in two; later steps are cut smaller from the start."""
+    def split(self, batch: Batch, progress: Progress) -> list[Batch]:
+        """A batch in two; later steps are cut smaller from the start, until another
+        `batch_tokens` is given."""
         self.budget_tokens = max(1, len(batch.input_ids) // 2)
+        progress.halved = [self.options.batch_tokens, self.budget_tokens]
         self._ahead.clear()
         return halves(batch)
 
     def close(self) -> None:
         """End the workers."""
+        if self._workers_go is not None:
+            self._workers_go.close()
+            self._workers_go = None
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -208,7 +239,7 @@ def halves(batch: Batch) -> list[Batch]:
         return Batch(
             batch.input_ids[tokens], batch.token_type_ids[tokens], batch.lengths[samples],
             batch.positions[masked] - shift, batch.labels[masked], batch.pair_labels[samples],
-            batch.numbers[samples], batch.joins[tokens],
+            batch.numbers[samples], batch.joins[tokens], batch.masks_a_sample,
         )  # fmt: skip
 
     return [
@@ -221,8 +252,13 @@ def halves(batch: Batch) -> list[Batch]:
 _worker: tuple[list[Phase], MaskRule, World] | None = None
 
 
-def _become_worker(options: PretrainOptions, world: World) -> None:
+def _become_worker(options: PretrainOptions, world: World, over: Connection) -> None:
+    """Open what batches are made of. A shell, torchrun or Slurm signals every process of a run, but
+    the one that trains still needs batches then: a worker ends with it, or by `over`."""
     global _worker
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    follow_parent(over)
     shards = open_shards(Path(options.data))
     _worker = (*open_phases(options, shards, BertTokenizer.from_pretrained(shards.vocab)), world)
 

@@ -2,6 +2,7 @@
 
     run/checkpoints/step-000000400/state.safetensors   weights (float32), moments, averages
     run/checkpoints/step-000000400/state.json          position, running sums, best so far, sha256
+                                                       of the weights and of the record itself
     run/checkpoints/best-000000300/...                 weights of the best evaluation
 
 A checkpoint is written under a temporary name, synced and renamed; the one before is removed only
@@ -26,6 +27,7 @@ from filbert.atomic import cannot_write, replace_folder
 from filbert.errors import FilbertError
 
 KEEP = 2
+OWN = "record_sha256"  # the checksum of state.json itself; the first versions wrote none
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def save(run: Path, name: str, tensors: dict[str, Tensor], record: dict[str, Any
         temporary.mkdir()
         weights = temporary / "state.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, weights)
-        text = json.dumps({**record, "sha256": digest(weights)})
+        record = {**record, "sha256": digest(weights)}
+        text = json.dumps({**record, OWN: digest_of_record(record)})
         (temporary / "state.json").write_text(text, "utf-8")
     except SafetensorError as error:  # the library's word for a failed write
         shutil.rmtree(temporary, ignore_errors=True)
@@ -64,11 +67,14 @@ def read(folder: Path) -> Checkpoint:
     """Read a checkpoint. Raises `FilbertError` naming the file that is broken."""
     weights = folder / "state.safetensors"
     try:
-        record = json.loads((folder / "state.json").read_text("utf-8"))
+        record = dict(json.loads((folder / "state.json").read_text("utf-8")))
+        own = record.pop(OWN, None)
+        if own is not None and own != digest_of_record(record):
+            raise FilbertError(f"{folder / 'state.json'} does not match its checksum")
         if digest(weights) != record.pop("sha256"):
             raise FilbertError(f"{weights} does not match its checksum")
         return Checkpoint(folder, record, load_file(weights))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FilbertError(f"checkpoint {folder} is broken: {error}") from None
 
 
@@ -78,7 +84,11 @@ def newest(run: Path, *, warn: Any) -> Checkpoint | None:
     folders = sorted((run / "checkpoints").glob("step-*"), reverse=True)
     for number, folder in enumerate(folders):
         try:
-            return read(folder)
+            found = read(folder)
+            progress = found.record.get("progress")
+            if isinstance(progress, dict) and "step" in progress:
+                return found
+            raise FilbertError(f"{folder / 'state.json'} does not say where the run stood")
         except FilbertError as error:
             last = number == len(folders) - 1
             warn(str(error) if last else f"{error}; going back to the one before")
@@ -89,6 +99,12 @@ def newest(run: Path, *, warn: Any) -> Checkpoint | None:
     return None
 
 
+def clear_unfinished(run: Path) -> None:
+    """Remove what saves that were killed left; no other process may be saving."""
+    for half in (run / "checkpoints").glob(".*.writing"):
+        shutil.rmtree(half, ignore_errors=True)  # a rest harms nobody
+
+
 def prune(run: Path, *, keep_best: str | None) -> None:
     """Remove all but the newest `KEEP` checkpoints and the best weights named."""
     parent = run / "checkpoints"
@@ -97,6 +113,11 @@ def prune(run: Path, *, keep_best: str | None) -> None:
     for old in parent.glob("best-*"):
         if old.name != keep_best:
             shutil.rmtree(old)
+
+
+def digest_of_record(record: dict[str, Any]) -> str:
+    """The sha256 of a record as JSON; the same for one that was read back."""
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

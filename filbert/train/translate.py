@@ -72,6 +72,7 @@ def train_translate(options: TranslateOptions, *, quiet: bool = False) -> TrainR
 def read_data(options: TranslateOptions) -> Data:
     """Read the pairs; hold some out, by a hash of the source, where no dev file is given."""
     task.check_metric(options.metric, options.task)
+    task.check_stem(options.stem, options.task)
     if options.layer_decay != 1.0:
         raise UsageError("--layer-decay counts the layers of one encoder; leave it at 1 here")
     if options.min_tokens > options.max_target:
@@ -187,6 +188,7 @@ def build(options: TranslateOptions, data: Data, machine: Machine) -> Job:
         spacing=learn_spacing(data.train.targets), language=options.language, max_tokens=most,
         min_tokens=options.min_tokens, beams=options.beams,
         length_penalty=options.length_penalty, no_repeat_ngram=options.no_repeat_ngram,
+        stem=options.stem,
     )  # fmt: skip
 
     def batch_loss(trained: nn.Module, examples: Ids) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,7 @@ def build(options: TranslateOptions, data: Data, machine: Machine) -> Job:
     def scores_of(texts: list[str], part: Pairs) -> tuple[dict[str, float], dict[str, str]]:
         return task.score(
             texts, part.all_references()[: len(texts)], task=options.task,
-            language=options.language,
+            language=options.language, stem=options.stem,
         )  # fmt: skip
 
     def evaluate(trained: nn.Module) -> dict[str, Any]:

@@ -71,3 +71,4 @@ class TranslateOptions(TuneOptions):
     language: str | None = Field(
         None, description="Language of the targets, such as zh (decides how BLEU cuts words)"
     )
+    stem: bool = Field(False, description="summarize: ROUGE on stems of English words (Porter)")

@@ -239,8 +239,9 @@ def test_phases_and_batch_warmup(shards: Path, tmp_path: Path) -> None:
 def test_halves_are_the_whole(shards: Path, tmp_path: Path) -> None:
     plan = plan_of(options(shards, tmp_path / "x", batch_tokens=100_000))
     (whole,) = plan.work(Progress()).batches
-    parts = plan.split(whole)
+    parts = plan.split(whole, Progress())
     plan.close()
+    assert [part.masks_a_sample for part in parts] == [5, 5]  # round(0.15 * 32)
     assert [len(part.lengths) for part in parts] == [4, 4]
     for name in ("input_ids", "token_type_ids", "lengths", "labels", "pair_labels", "numbers"):
         joined = np.concatenate([getattr(part, name) for part in parts])
@@ -404,7 +405,7 @@ def test_a_budget_is_kept(shards: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_evaluations_leave_a_short_budget_to_training(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty of 0.4 s would take all of 6 s: at a tenth of the time there is room for one or two."""
+    """Twenty of 0.4 s would take all of 6 s: in a tenth of the time there is room for one or two"""
     assert Budget(60.0).affords(0.0)  # what one takes is not known yet
     assert not Budget(60.0, evaluation=2.0, assessed=10.0).affords(27.9)
     assert Budget(60.0, evaluation=2.0, assessed=10.0).affords(28.0)

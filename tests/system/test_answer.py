@@ -405,11 +405,11 @@ def test_a_file_of_questions(
     table = tmp_path / "a.csv"
     table.write_text("question,context\nwho ?,the river bank\n")
     wanted = load(always, device="cpu", precision="float32")("who ?", "the river bank")
-    for path in (rows, table):
+    for path, name in ((rows, {"id": 1}), (table, {})):
         asked = ("predict", str(always), "--file", str(path), "--device", "cpu")
         code, lines, _ = typed(capsys, monkeypatch, *asked, "--precision", "float32")
         assert code == 0
-        assert json.loads(lines[0]) == {"row": 1, **wanted}
+        assert json.loads(lines[0]) == {"row": 1, **name, **wanted}
     for name, content in (("b.csv", "text,label\na,b\n"), ("b.txt", "who ?\n")):
         path = tmp_path / name
         path.write_text(content)

@@ -282,9 +282,17 @@ def test_predict_pairs(
     Piped.buffer = io.BytesIO(b"the bank\n")
     assert run("predict", str(pairs)) == 1
     assert "line 1: this model compares two texts" in capsys.readouterr().err
-    Piped.buffer = io.BytesIO(b"a\tb\n\xff\tc\n")
-    assert run("predict", str(pairs)) == 1
-    assert "standard input, line 2: not UTF-8" in capsys.readouterr().err
+    Piped.buffer = io.BytesIO(b"a\tb\n\xff\tc\nd\te\n")
+    assert run("predict", str(pairs), "--json") == 0
+    told = capsys.readouterr()
+    answers = [json.loads(line) for line in told.out.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, True, False]
+    assert answers[1]["error"].startswith("standard input, line 2: not UTF-8")
+    assert "1 line has no answer but an error. standard input, line 2: not UTF-8" in told.err
+    for content, *strict in ((b"a\tb\n\xff\tc\n", "--strict"), (b"\xff\n",)):
+        Piped.buffer = io.BytesIO(content)
+        assert run("predict", str(pairs), *strict) == 1
+        assert "not UTF-8" in capsys.readouterr().err
 
 
 def test_predict_files(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

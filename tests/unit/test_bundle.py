@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from filbert.bundle import Manifest, open_bundle, save_bundle
 from filbert.errors import FilbertError
 from filbert.model.bert import BertForMaskedLM
+from filbert.model.seq2seq import BertForSeq2SeqLM
 from filbert.text import BertTokenizer
 from tests.tiny_bundle import VOCABULARY, tiny_config
+from tests.tiny_tasks import TASKS, task_bundle
 
 
 def test_the_tokenizer_cuts_where_the_model_ends(tmp_path: Path) -> None:
@@ -44,3 +47,25 @@ def test_a_file_is_no_folder_and_nothing_no_name(tmp_path: Path) -> None:
         for opened in (BertForMaskedLM, BertTokenizer):
             with pytest.raises(FilbertError, match="expected a folder or the name of a model, got"):
                 opened.from_pretrained(wrong)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        *((task, {}) for task in TASKS),
+        ("classify", {"pair": True}),
+        ("summarize", {"kind": BertForSeq2SeqLM, "settings": {"max_tokens": 4}}),
+    ],
+)
+def test_the_lines_of_a_model_card_run(
+    task: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = task_bundle(tmp_path / "my-model", task, **changes)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
+    assert '"my-model"' in code
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - what people are told to type
+
+
+def test_a_card_for_every_task() -> None:
+    assert set(TASKS) == set(get_args(Manifest.model_fields["task"].annotation))

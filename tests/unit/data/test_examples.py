@@ -419,6 +419,8 @@ def test_stream_texts(tmp_path: Path) -> None:
     pairs = write(tmp_path / "b.tsv", "index\tquestion1\tquestion2\n0\ta\tb\n")
     assert [row[1:] for row in stream_texts(pairs)] == [("a", "b")]
     assert [row[1:] for row in stream_texts(pairs, text_column="question2")] == [("b", None)]
+    halves = write(tmp_path / "d.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n{"text": "b"}\n')
+    assert [row[1] for row in stream_texts(halves)] == ["a", "\ud83d", "b"]  # told row by row
     plain = write(tmp_path / "c.txt", "one\n\ntwo\n")
     assert [row[1] for row in stream_texts(plain)] == ["one", "", "two"]
     with pytest.raises(UsageError, match="no column 'txet'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,75 @@ def test_runs_of_words_have_their_lengths(masking: str, shares: np.ndarray) -> N
     assert lengths.mean() == pytest.approx(expected, rel=0.05)
     seen = np.bincount(lengths, minlength=len(shares) + 1)[1 : len(shares) + 1] / len(lengths)
     assert np.abs(seen - shares / shares.sum()).max() < 0.03
+
+
+def test_a_span_is_masked_replaced_or_left_as_a_whole() -> None:
+    """SpanBERT, section 3.1: 80, 10 and 10 % of the spans, not of their tokens; what replaces a
+    token is drawn for each. Segments so long, at a rate so low, that runs hardly ever touch."""
+    samples, words = 400, 3000
+    ids = np.tile(np.r_[CLS, np.full(words, FIRST), SEP], samples)
+    given = {
+        "input_ids": ids, "joins": np.zeros(len(ids), bool),
+        "pieces": np.concatenate([np.r_[-1, np.full(words, n), -1] for n in range(samples)]),
+        "owners": np.repeat(np.arange(samples), words + 2),
+        "keys": keys_of(key_of(6), np.arange(samples)),
+    }  # fmt: skip
+
+    def runs(masking: str) -> list[np.ndarray]:
+        """What stands at each run of neighbours that were chosen."""
+        found = masked(given, rate=0.006, masking=masking)
+        breaks = np.flatnonzero(np.diff(found.positions) > 1) + 1
+        return np.split(found.input_ids[found.positions], breaks)
+
+    def kinds(run: np.ndarray) -> set[str]:
+        return {"mask" if t == MASK else "same" if t == FIRST else "other" for t in run.tolist()}
+
+    spans = runs("span")
+    assert len(spans) > 1500
+    # 18 tokens of 3,000, in runs of 3.8: two of them touch in about 1 % of the cases, and a third
+    # of those differ
+    assert np.mean([len(kinds(run)) > 1 for run in spans]) < 0.01
+    # of runs drawn token by token a third is mixed at two tokens (1 - 0.64 - 0.01 - 0.01 = 0.34),
+    # and so it is with n-grams
+    assert np.mean([len(kinds(run)) > 1 for run in runs("ngram") if len(run) == 2]) > 0.25
+    whole = [next(iter(kinds(run))) for run in spans if len(kinds(run)) == 1]
+    for kind, share in (("mask", 0.8), ("other", 0.1), ("same", 0.1)):
+        sd = np.sqrt(share * (1 - share) / len(whole))
+        assert np.mean([found == kind for found in whole]) == pytest.approx(share, abs=4 * sd)
+    others = [run for run in spans if kinds(run) == {"other"} and len(run) > 2]
+    assert all(len(set(run.tolist())) > 1 for run in others)
+
+
+@pytest.mark.parametrize(
+    ("masking", "expected", "places"),
+    [
+        ("token", "6d016f6c6ad4bdbe", "b4d98bf09786c259"),
+        ("whole_word", "6c6eb093a17bbab2", "b9e3b9e2041fe8c0"),
+        ("ngram", "d07d8575b2eeb07b", "50070d7ccced3315"),
+        ("span", None, "ddc9d018723ea77e"),
+    ],
+)
+def test_masks_stay_what_they_were(masking: str, expected: str | None, places: str) -> None:
+    """A run that is resumed sees the masks that it was begun with: the sha256 of what the version
+    of 2026-11-28 drew, before spans were replaced as a whole; their places stay too."""
+    count, size = 40, 50
+    number = np.arange(count * size).reshape(count, size)
+    ids, pieces = FIRST + number * 7919 % 4990, np.repeat(np.arange(count)[:, None], size, 1)
+    ids[:, 0], ids[:, -1], pieces[:, 0], pieces[:, -1] = CLS, SEP, -1, -1
+    joins = (number % 3 == 1) & (pieces >= 0)
+    joins[:, 1] = False
+    given = {
+        "input_ids": ids.ravel(), "joins": joins.ravel(), "pieces": pieces.ravel(),
+        "owners": np.repeat(np.arange(count), size), "keys": keys_of(key_of(11), np.arange(count)),
+    }  # fmt: skip
+    found = masked(given, rate=0.3, masking=masking)
+    everything = np.concatenate([found.input_ids, found.positions, found.labels])
+    drawn = [
+        hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()[:16]
+        for part in (everything, found.positions)
+    ]
+    assert drawn[1] == places
+    assert expected is None or drawn[0] == expected
 
 
 def test_runs_do_not_cross_segments() -> None:

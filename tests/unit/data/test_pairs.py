@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from filbert.data.pairs import Pairs, read_pairs, read_sources, split_pairs
+from filbert.data.pairs import Pairs, read_pairs, split_pairs, stream_sources
 from filbert.errors import FilbertError, UsageError
 
 
@@ -81,6 +81,25 @@ def test_an_empty_side_is_refused_or_skipped(tmp_path: Path) -> None:
     assert "1 pairs with an empty side left out" in pairs.notes[0]
 
 
+def test_summaries_that_are_not_shorter_than_their_texts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tsummary\nIt rained.\tRain.\nWe left.\tWe  left.\n")
+    assert read_pairs(path).notes == []  # a translation may be of any length
+    assert read_pairs(path, task="summarize").notes == [
+        f"{path}: the summary is not shorter than its text in row 2. Are the columns swapped? Name "
+        "them with --source-column and --target-column"
+    ]
+    swapped = {"source_column": "summary", "target_column": "text"}
+    with pytest.raises(FilbertError, match=r"in 2 rows \(1, 2\), of 2 in all\. Are the columns"):
+        read_pairs(path, task="summarize", **swapped)
+    sides = write(tmp_path / "a.txt", "It rained.\n"), write(tmp_path / "b.txt", "Rain.\n")
+    assert read_pairs(*sides, task="summarize").notes == []
+    with pytest.raises(FilbertError, match=r"the two files swapped\? The summaries .*a\.txt"):
+        read_pairs(*reversed(sides), task="summarize")
+    rows = [{"source": "Abc.", "target": ["Abcdefg.", "A."]}]  # one of the references is shorter
+    several = write(tmp_path / "b.jsonl", json.dumps(rows[0]) + "\n")
+    assert read_pairs(several, task="summarize").notes == []
+
+
 def test_a_cell_that_is_no_text(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl", '{"source": "a", "target": "b"}\n{"source": 3, "target": "c"}\n'
@@ -89,10 +108,53 @@ def test_a_cell_that_is_no_text(tmp_path: Path) -> None:
         read_pairs(path)
 
 
+def sources(path: str, **reading: str) -> list[object]:
+    found = list(stream_sources(path, **reading))  # type: ignore[arg-type]
+    assert [row.number for row, _, _ in found] == list(range(1, len(found) + 1))
+    return [text for _, text, _ in found]
+
+
 def test_sources_alone(tmp_path: Path) -> None:
-    assert list(read_sources(write(tmp_path / "a.txt", "one\ntwo\n"))) == ["one", "two"]
-    path = write(tmp_path / "a.jsonl", '{"id": "1", "source": "x", "target": "y"}\n')
-    assert list(read_sources(path)) == ["x"]
+    for name in ("a.txt", "test.en"):  # what is no table is lines
+        assert sources(write(tmp_path / name, "one\n\ntwo\n")) == ["one", "", "two"]
+    packed = tmp_path / "val.de.gz"
+    packed.write_bytes(gzip.compress(b"eins\n"))
+    assert sources(str(packed)) == ["eins"]
+    path = write(tmp_path / "a.jsonl", '{"id": "1", "source": ["x", "z"]}\n{"source": 3}\n{}\n')
+    assert sources(path) == ["x z", 3, None]  # each bad row is told by itself
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"id": "1", "target": "y", "source": "x"}, "x"),
+        ({"title": "t", "source": ["x", "z"], "target": ["y"]}, "x z"),
+        ({"highlights": "y", "article": "x"}, "x"),
+        ({"summary": "y", "Dialogue": "x"}, "x"),
+        ({"title": "y", "content": "x"}, "x"),
+        ({"source": "a web site", "text": "x"}, "x"),
+        ({"idx": 4, "headline": "x"}, "x"),
+        ({"translation": {"en": "x"}, "id": 3}, "x"),
+        ({"translation": {"de": "y", "en": "x"}}, "x"),  # German is written
+    ],
+)
+def test_which_column_is_the_source(tmp_path: Path, row: dict[str, object], wanted: str) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(row) + "\n")
+    assert sources(path, target="de") == [wanted]
+
+
+def test_a_source_that_is_not_plain_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"translation": {"en": "x", "fr": "z"}}\n')
+    with pytest.raises(UsageError, match="which of the columns en, fr is the text to write about"):
+        sources(path, target="de")
+    assert sources(path, text_column="fr") == ["z"]
+    with pytest.raises(UsageError, match=r"no column 'frr'.*Did you mean 'fr'"):
+        sources(path, text_column="frr")
+    path = write(tmp_path / "b.jsonl", '{"title": "t", "body_text": "x"}\n')
+    with pytest.raises(UsageError, match="which of the columns title, body_text"):
+        sources(path)
+    path = write(tmp_path / "cmn.txt", "Hi.\t嗨。\tCC-BY (a)\nRun.\t你用跑的。\tCC-BY (b)\n")
+    assert sources(path, text_column="2") == ["嗨。", "你用跑的。"]
 
 
 def test_the_split_depends_on_the_source_alone_and_leaks_nothing() -> None:

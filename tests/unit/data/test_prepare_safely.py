@@ -186,7 +186,7 @@ def test_a_finished_folder_is_looked_at(
     with pytest.raises(FilbertError, match=r"sources\.npy is damaged"):
         prepare(given, quiet=True)
     path.unlink()
-    for call in (lambda: prepare(given, quiet=True), lambda: _verify(str(out), False)):
+    for call in (lambda: prepare(given, quiet=True), lambda: _verify(str(out), {}, None, False)):
         with pytest.raises(FilbertError, match=r"sources\.npy is damaged: it is not there"):
             call()
 
@@ -231,7 +231,7 @@ def test_a_vocabulary_that_does_not_say_how_text_is_read(
     tmp_path: Path, vocab: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = corpus(tmp_path / "c.jsonl", 20)
-    prepare(options(path, vocab, tmp_path / "o"))
+    prepare(options(path, vocab, tmp_path / "o", holdout=0.5))
     assert "note:" not in capsys.readouterr().err
     for file in vocab.iterdir():
         if file.name != "vocab.txt":
@@ -252,3 +252,23 @@ def test_ids_of_older_manifests(tmp_path: Path, vocab: Path) -> None:
     (out / MANIFEST).write_text(json.dumps(found))
     assert open_shards(out).manifest.counts.unknown_tokens == 0
     assert np.all(open_shards(out).shards[0].tokens < 100)
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_too_few_held_out_documents_are_told(
+    tmp_path: Path, vocab: Path, capsys: pytest.CaptureFixture[str], told: int
+) -> None:
+    """With two there is nothing to tell; which documents are held out is a function of their text
+    and the seed, so one is looked for."""
+    path = corpus(tmp_path / "c.jsonl", 20)
+    for seed in range(100):
+        out = tmp_path / str(seed)
+        manifest = prepare(options(path, vocab, out, holdout=0.05, seed=seed), quiet=True)
+        there = sum(entry.documents for entry in manifest.shards if entry.split == "dev")
+        prepare(options(path, vocab, out, holdout=0.05, seed=seed))
+        note = f"note: {there} of 20 documents are held out"
+        found = capsys.readouterr().err
+        assert (note in found and "larger --holdout, such as 0.05" in found) == (there < 2)
+        if there == told:
+            return
+    raise AssertionError(f"no seed holds out {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from filbert.data.samples import NO_LABEL, Sampler
+from filbert.data.samples import NO_LABEL, Piece, Sampler
 from filbert.errors import FilbertError, UsageError
 
 CLS, SEP = 2, 3
@@ -243,6 +244,78 @@ def test_sources_weigh_as_asked() -> None:
         assert shard.sources[document] == 0
 
 
+def source_of(ours: Sampler, piece: Piece) -> int:
+    shard = ours.shards[piece.shard]
+    sentence = np.searchsorted(shard.sentences, piece.start, side="right") - 1
+    return int(shard.sources[np.searchsorted(shard.documents, sentence, side="right") - 1])
+
+
+def even(count: int) -> list[Document]:
+    """Documents of ten sentences of 25 tokens."""
+    return [[list(range(25))] * 10 for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    # by hand: a document of 250 tokens has rint(250 / (125 * 0.78) + 0.85) = 3 slots, so 9 with a
+    # weight of 3; of the slots 9 in 12 are of source 0, which has half of the documents
+    [([3.0, 1.0], 0.75), ([1.0, 0.0], 1.0), ([0.0, 2.0], 0.0), (None, 0.5)],
+)
+def test_wrong_next_sentences_come_from_the_sources_as_the_first_ones_do(
+    weights: list[float] | None, share: float
+) -> None:
+    ours = sampler(even(402), weights=None if weights is None else np.array(weights))
+    samples = ours.samples(np.arange(4000))
+    first = np.mean([source_of(ours, s.a) == 0 for s in samples])
+    wrong = [source_of(ours, s.b) == 0 for s in samples if s.label == 1 and s.b is not None]
+    assert len(wrong) > 1800
+    bound = 4 * np.sqrt(share * (1 - share) / len(wrong))  # standard deviations of a count
+    assert abs(np.mean(wrong) - share) <= bound
+    assert abs(first - share) <= bound
+
+
+def test_a_wrong_next_sentence_is_of_another_document_with_weights_too() -> None:
+    documents = corpus(12)
+    owner = {t: n for n, d in enumerate(documents) for s in d for t in s}
+    ours = sampler(documents, weights=np.array([2.0, 0.5]))
+    for sample in ours.samples(np.arange(3000)):
+        assert sample.b is not None
+        a, b = (
+            owner[int(ours.shards[p.shard].tokens[p.start])] for p in (sample.a, sample.b)
+        )  # fmt: skip
+        assert (a == b) == (sample.label == 0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("next_sentence", "bf002ebebc836b03"),
+        ("sentence_order", "9c6b687d005ed347"),
+        ("none", "4254397291a7f679"),
+    ],
+)
+def test_samples_without_weights_stay_what_they_were(objective: str, expected: str) -> None:
+    """A run that is resumed sees the samples that it was begun with: their places, as the sha256 of
+    what the version of 2026-11-28 drew, before weights decided on wrong next sentences too."""
+    shards = []
+    for part in range(3):
+        sizes = [2 + (part + 2 * document) % 9 for document in range(30)]  # sentences of each
+        lengths = [3 + (part * 5 + sentence * 7) % 40 for sentence in range(sum(sizes))]
+        ends = np.cumsum([0, *lengths]), np.cumsum([0, *sizes])
+        shards.append(Memory(np.arange(sum(lengths)), *ends, np.arange(30) % 2))
+    ours = Sampler(
+        shards, cls_id=CLS, sep_id=SEP, max_length=128, objective=objective, seed=7
+    )  # fmt: skip
+    places = [
+        [s.label, *((p.shard, p.start, p.stop) if p is not None else (-1, -1, -1))]
+        for s in ours.samples(np.arange(3 * ours.size))
+        for p in (s.a, s.b)
+    ]
+    rows = [one + other[1:] for one, other in zip(places[::2], places[1::2], strict=True)]
+    found = hashlib.sha256(np.array(rows, dtype="<i8").tobytes()).hexdigest()
+    assert found.startswith(expected)
+
+
 def test_one_sentence_longer_than_a_sample() -> None:
     ours = sampler([[list(range(100, 900))], [[5, 6, 7]]], objective="next_sentence")
     for sample in ours.samples(np.arange(40)):
@@ -256,6 +329,14 @@ def test_one_sentence_longer_than_a_sample() -> None:
 def test_what_cannot_be_sampled_is_told() -> None:
     with pytest.raises(UsageError, match="--objective none"):
         sampler([[[5, 6], [7]]])
+    with pytest.raises(UsageError, match="--mix leaves 1 of 3"):  # each in a shard of its own
+        Sampler(
+            [
+                Memory(np.arange(9), np.array([0, 4, 9]), np.array([0, 2]), np.array([int(n > 0)]))
+                for n in range(3)
+            ],
+            cls_id=CLS, sep_id=SEP, max_length=128, weights=np.array([1.0, 0.0]),
+        )  # fmt: skip
     with pytest.raises(UsageError, match="no room"):
         sampler(corpus(5), max_length=4)
     with pytest.raises(UsageError, match="sentence_order"):

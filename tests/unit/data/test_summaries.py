@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -86,6 +88,28 @@ def test_empty_documents_are_kept_and_told(tmp_path) -> None:
     assert f"{file}: 2 rows (1, 2) without text" in got.notes
 
 
+def test_summaries_that_are_not_shorter_than_their_texts(tmp_path) -> None:
+    good = {"text": "It rained. We left.", "summary": "Rain."}
+    same = {"text": ["It rained.", " We  left."], "summary": "It rained. We left."}
+    longer = {"text": "天下雨了。", "summary": ["天下雨了，我们走了。", "天正在下雨了。"]}
+    one_is_shorter = {"text": "天下雨了。", "summary": ["天下雨了，我们走了。", "下雨"]}
+    nothing = {"text": "", "summary": "Rain."}
+    rows = [good, same, one_is_shorter, longer]
+    file = write(tmp_path / "a.jsonl", *rows)
+    assert read_documents(file).notes[-1] == (
+        f"{file}: the summary is not shorter than its text in 2 rows (2, 4). Are the columns "
+        "swapped? Name them with --text-column and --summary-column"
+    )
+    file = write(tmp_path / "a.jsonl", good, one_is_shorter, nothing)
+    assert not any("shorter" in note for note in read_documents(file).notes)
+    file = write(tmp_path / "a.jsonl", longer, *rows)
+    with pytest.raises(FilbertError, match=r"shorter than its text in 3 rows \(1, 3, 5\), of 5 in"):
+        read_documents(file)
+    with pytest.raises(FilbertError, match=r"in row 1, of 1 in all\. Are the columns swapped\?"):
+        read_documents(write(tmp_path / "a.jsonl", good), text_column="summary",
+                       summary_column="text")  # fmt: skip
+
+
 def test_columns_by_name_or_given(tmp_path) -> None:
     file = write(tmp_path / "a.jsonl", {"doc": "It is. So.", "tl": "A.", "id": 1})
     with pytest.raises(UsageError, match=r"there are doc, tl, id.*--text-column"):
@@ -103,6 +127,27 @@ def test_prediction_needs_no_summaries_and_a_text_file_is_one_document(tmp_path)
     plain.write_text("First line.\n\nSecond 句子。\n", "utf-8")
     [(row, text, pair)] = stream_documents(plain)
     assert (row.number, text, pair) == (1, "First line.\n\nSecond 句子。", None)
+
+
+def test_documents_are_found_beside_their_titles_and_summaries(tmp_path) -> None:
+    for row, wanted in (
+        ({"title": "t", "source": ["A.", "B."], "target": ["s"]}, ["A.", "B."]),
+        ({"highlights": "s", "article": "A."}, "A."),
+        ({"id": "1", "dialogue": "A.", "summary": "s"}, "A."),
+    ):
+        file = write(tmp_path / "a.jsonl", row, {**row, "title": None})
+        assert [text for _, text, _ in stream_documents(file)] == [wanted, wanted]
+    with pytest.raises(UsageError, match=r"there are title, link\. .*--text-column"):
+        next(stream_documents(write(tmp_path / "a.jsonl", {"title": "t", "link": "l"})))
+
+
+def test_lines_are_summarised_as_they_come_in(monkeypatch) -> None:
+    pipe = io.BufferedReader(io.BytesIO(b"A.\n" * 300))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=pipe))
+    (row, text, _) = next(rows := stream_documents("-"))
+    assert (row.number, text) == (1, "A.")
+    assert pipe.tell() == 3  # the lines behind it have not been asked for
+    assert sum(1 for _ in rows) == 299
 
 
 def test_places_are_exact_in_mixed_text() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from filbert.data.tagged import read_tagged, split_holdout
+from filbert.data.tagged import read_tagged, split_holdout, stream_untagged
 from filbert.errors import FilbertError, UsageError
 
 
@@ -167,6 +169,57 @@ def test_rows_of_two_kinds_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {"tokens": ["a"], "tags": ["O"]}, {"text": "a", "spans": []})
     with pytest.raises(FilbertError, match="row 2 has text, spans; expected tokens and tags"):
         read_tagged(path)
+
+
+def untagged(path: Path | str, **reading: Any) -> list[Any]:
+    found = list(stream_untagged(path, **reading))
+    assert [row.number for row, _, _ in found] == list(range(1, len(found) + 1))
+    return [given["tokens"] if isinstance(given, dict) else given for _, given, _ in found]
+
+
+def test_words_to_tag_need_no_tags(tmp_path: Path) -> None:
+    with_tags = "-DOCSTART- O\n\nNew NNP B-LOC\nYork NNP I-LOC\n\n# NNP O\n"
+    assert untagged(file(tmp_path, with_tags.replace("TART- O", "TART- -X- O"))) == [
+        ["New", "York"], ["#"],
+    ]  # fmt: skip
+    alone = file(tmp_path, "# id = 1\n我\n是\n\n title\n\u3000\n\n\n", "words.bio")
+    assert untagged(alone) == [["我", "是"], ["title", "\u3000"]]
+    plain = file(tmp_path, "a\tO\n\nb\tO\n", "test.txt")
+    assert untagged(plain, format="conll") == [["a"], ["b"]]
+    assert untagged(plain) == ["a\tO", "", "b\tO"]  # a text a line, as the name says
+    with pytest.raises(FilbertError, match=r"words\.bio, line 2: .* 1 column, so there is no --t"):
+        untagged(alone, text_column="2")
+    for column in ("0", "word"):
+        with pytest.raises(UsageError, match=f"--text-column {column}: the columns of CoNLL have"):
+            untagged(alone, text_column=column)
+    with pytest.raises(FilbertError, match=r"line 2: 2 columns, but line 1 has 1 .*blank in a wor"):
+        untagged(file(tmp_path, "a\nb c\n"))
+
+
+def test_lists_of_words_and_texts_to_tag(tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b"], "ner_tags": [0, 1]}, {"tokens": "c"}, {}]
+    assert untagged(jsonl(tmp_path, *rows)) == [["a", "b"], "c", None]
+    assert untagged(jsonl(tmp_path, {"words": ["a"]})) == [["a"]]
+    assert untagged(jsonl(tmp_path, {"w": ["a"], "x": 1}), text_column="w") == [["a"]]
+    assert untagged(jsonl(tmp_path, {"text": "a b", "tokens": ["a"], "spans": []})) == ["a b"]
+    assert untagged(file(tmp_path, "id,text\n1,a b\n", "a.csv")) == ["a b"]
+    ((_, _, pair),) = stream_untagged(file(tmp_path, "sentence1,sentence2\na,b\n", "b.csv"))
+    assert pair == "b"  # which a tagger refuses
+
+
+def test_a_pipe_of_lists_of_words_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = b"".join(b'{"tokens": ["a%d"]}\n' % number for number in range(3))
+    piped = SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(lines)))
+    monkeypatch.setattr("sys.stdin", piped)
+    assert untagged("-", format="jsonl", text_column="tokens") == [["a0"], ["a1"], ["a2"]]
+
+
+def test_real_words_to_tag(shared_data: Path) -> None:
+    for name in ("wnut17/emerging.test.annotated", "msra_ner/test.txt.gz"):
+        path = shared_data / name
+        assert untagged(path, format="conll") == read_tagged(path).words
 
 
 def test_holdout_parts_and_digest(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from filbert.errors import FilbertError, UsageError
+from filbert.infer import overlap
 from filbert.infer.engine import Engine
+from filbert.infer.overlap import workers_for
 from filbert.infer.predict import load
+from filbert.model import native
 
 
 class Lengths:
@@ -38,9 +43,22 @@ class Lengths:
         return [len(row) * times for row in rows]
 
 
-def load_nothing() -> Any:
-    import torch
+class Panic(BaseException):
+    """What a library in another language raises: no `Exception`."""
 
+
+class Words(Lengths):
+    """Takes {"tokens": [...]}, as a tagger; the answer is a list that can be changed."""
+
+    def problem(self, row: Any) -> str | None:
+        return None
+
+    def answer_rows(self, rows: Sequence[Any], *, times: int = 1) -> list[Any]:
+        self.batches.append(list(rows))
+        return [{"words": list(row["tokens"]) * times} for row in rows]
+
+
+def load_nothing() -> Any:
     return torch.nn.Linear(1, 1)
 
 
@@ -94,6 +112,94 @@ def test_an_error_of_the_model_reaches_all_who_wait() -> None:
         assert engine("fine") == 4
 
 
+def test_rows_of_a_batch_that_fails_have_their_own_answers() -> None:
+    predictor = Lengths(seconds=0.1)
+    with Engine(predictor, workers=1) as engine:
+        first = engine.submit("x")  # while it is computed, the others gather
+        time.sleep(0.03)
+        futures = [engine.submit(row) for row in ("a", "boom", "ccc")]
+        assert first.result() == futures[0].result() == 1
+        assert futures[2].result() == 3
+        with pytest.raises(FilbertError, match="damaged"):
+            futures[1].result()
+    assert predictor.batches == [["x"], ["a", "boom", "ccc"], ["a"], ["boom"], ["ccc"]]
+
+
+def test_a_worker_outlives_whatever_is_raised(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor = Lengths(seconds=0.05)
+
+    def answers(rows: Sequence[str]) -> list[int]:
+        time.sleep(0.05)
+        if rows[0] == "panic":
+            raise Panic
+        return [] if rows[0] == "none" else [len(row) for row in rows]
+
+    def leave(_: Any) -> None:
+        raise SystemExit("called back")
+
+    monkeypatch.setattr(predictor, "answer_rows", answers)
+    with Engine(predictor, workers=1, cache=2) as engine:
+        assert isinstance(engine.submit("panic").exception(timeout=30), Panic)
+        assert isinstance(engine.submit("none").exception(timeout=30), ValueError)
+        future = engine.submit("four")
+        future.add_done_callback(leave)
+        assert engine.submit("seven77").result(timeout=30) == 7
+        assert future.result() == 4
+    assert "the callback of an answer failed" in caplog.text
+
+
+def test_options_of_any_kind() -> None:
+    """They cannot be compared, nor kept under a name: each is a batch of its own."""
+    predictor = Lengths(seconds=0.02)
+    with Engine(predictor, workers=1, cache=9) as engine:
+        futures = [engine.submit("abc", times=np.array([1, n])) for n in (2, 3, 3)]
+        found = [future.result(timeout=30).tolist() for future in futures]
+        assert found == [[3, 6], [3, 9], [3, 9]]
+    assert len(predictor.batches) == 3
+
+
+def test_a_live_stream_is_answered_as_it_comes() -> None:
+    seen: list[Any] = []
+    behind = []
+
+    def rows() -> Iterator[str]:
+        for n in range(12):
+            behind.append(n - len(seen))
+            yield "x" * n
+            time.sleep(0.05)
+
+    with Engine(Lengths()) as engine:
+        for answer in engine.stream(rows()):
+            seen.append(answer)
+    assert seen == list(range(12))
+    assert max(behind) <= 4  # of thousands that fit into its windows
+
+
+def test_two_workers_where_they_pay_and_no_pools_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Lengths()
+    with Engine(predictor) as engine:
+        assert engine._workers == 1  # PyTorch computes
+
+    def answers(rows: Sequence[str]) -> list[int]:
+        return [workers_for(predictor.model)] * len(rows)
+
+    monkeypatch.setattr(overlap, "serves", lambda model: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    if hasattr(os, "sched_getaffinity"):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    else:
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(predictor, "answer_rows", answers)
+    assert workers_for(predictor.model) == 2
+    with Engine(predictor) as engine:
+        assert engine._workers == 2
+        assert engine("x") == 1
+    with pytest.raises(UsageError, match="workers must be at least 1"):
+        Engine(predictor, workers=0)
+
+
 def test_a_stream_holds_few_rows_at_once() -> None:
     taken = 0
 
@@ -120,6 +226,62 @@ def test_the_cache_keeps_what_was_used_last() -> None:
         assert engine("a", times=2) == 2  # options belong to the question
     with pytest.raises(UsageError, match="cache must be a whole number"):
         Engine(predictor, cache=-1)
+
+
+def test_the_cache_takes_every_row_and_gives_copies() -> None:
+    predictor = Words()
+    with Engine(predictor, cache=9) as engine:
+        first = engine({"tokens": ["a", "b"], "id": 1})
+        first["words"].append("mine")
+        second = engine({"id": 1, "tokens": ["a", "b"]})  # the same, in another order
+        assert second == {"words": ["a", "b"]}
+        second["words"].clear()
+        assert engine({"tokens": ["a", "b"], "id": 1}) == {"words": ["a", "b"]}
+        assert len(predictor.batches) == 1
+        assert engine({"tokens": ["a b"], "id": 1}) == {"words": ["a b"]}
+        assert engine({"tokens": ["a", "b"], "id": 1}, times=2) == {"words": ["a", "b"] * 2}
+
+
+def test_weights_go_with_the_last_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[Any] = []
+    monkeypatch.setattr(native, "close", freed.append)
+    predictor, other = Lengths(), Lengths()
+    engines = [Engine(predictor), Engine(predictor), Engine(other)]
+    for engine in engines:
+        assert engine("four") == 4
+    engines[0].close()
+    engines[0].close()
+    assert not freed
+    engines[1].close()
+    assert freed and all(model is predictor.model for model in freed)
+    engines[2].close()
+    assert freed[-1] is other.model
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_callback_may_close_the_engine(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[Any] = []
+    monkeypatch.setattr(native, "close", freed.append)
+    before = threading.active_count()
+    engine = Engine(Lengths(seconds=0.05), window=1, workers=workers)
+    told: list[str] = []
+
+    def close(_: Any) -> None:
+        try:
+            engine.close()
+            told.append("closed")
+        except RuntimeError as error:
+            told.append(str(error))
+
+    futures = [engine.submit("x" * n) for n in range(5)]
+    for future in futures[:2]:
+        future.add_done_callback(close)
+    assert [future.result(timeout=30) for future in futures] == [0, 1, 2, 3, 4]  # what waited, too
+    end = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+    assert told == ["closed", "closed"] and freed == [engine.predictor.model]
 
 
 def test_closed_it_says_so_and_leaves_no_thread() -> None:

@@ -370,10 +370,11 @@ def test_texts_of_a_file(place: Path, stand_in: dict[str, Any], tmp_path: Path) 
     found = export(asked).compared["stand-in"]
     assert found.texts == 11 + 2 and found.source == str(path)  # one token, and the longest
     assert found.tokens == 11 * 4 + 1 + 40
-    (tmp_path / "gap.jsonl").write_text('{"text": "a"}\n{"text": 3}\n', "utf-8")
-    asked = options(place / "source", tmp_path / "no", "onnx", data=str(tmp_path / "gap.jsonl"))
-    with pytest.raises(FilbertError, match=r"gap.jsonl, row 2: expected text"):
-        export(asked)
+    for cell, told in (("3", "expected text"), (r'"\ud83d"', "half of a surrogate pair")):
+        (tmp_path / "gap.jsonl").write_text(f'{{"text": "a"}}\n{{"text": {cell}}}\n', "utf-8")
+        asked = options(place / "source", tmp_path / "no", "onnx", data=str(tmp_path / "gap.jsonl"))
+        with pytest.raises(FilbertError, match=f"gap.jsonl, row 2: {told}"):
+            export(asked)
 
 
 def test_measure_of_a_difference() -> None:

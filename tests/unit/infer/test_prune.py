@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import pytest
 import torch
 
 from filbert import load
-from filbert.bundle import open_bundle, read_manifest
+from filbert.bundle import Manifest, open_bundle, read_manifest, save_bundle
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.prune import _read, choose_heads, choose_layers, head_importance, prune
 from filbert.infer.prune_options import PruneOptions
+from filbert.model import sentence_folder
 from filbert.model.bert import BertForMaskedLM
 from filbert.model.prune import layers_of, only_layers
+from filbert.model.sentence_folder import SentenceSettings
+from filbert.model.seq2seq import BertForSeq2SeqLM
 from filbert.tasks import classify
-from tests.tiny_bundle import tiny_bundle, tiny_encoder
+from tests.tiny_bundle import VOCABULARY, tiny_bundle, tiny_encoder
+from tests.tiny_tasks import task_bundle
 
 TEXTS = [
     "free prize call now", "lunch at home", "the river bank", "call home now !", "i need it",
@@ -162,6 +167,61 @@ def test_a_trimmed_model_of_words_fills_blanks_as_before(tmp_path: Path) -> None
     whole, small = (found["blanks"][0]["words"] for found in words)
     ratios = [a["score"] / b["score"] for a, b in zip(whole, small, strict=True)]
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-4) and ratios[0] < 1  # fewer words share
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_trimmed_model_of_sentence_vectors_makes_them_as_before(
+    tmp_path: Path, own: bool
+) -> None:
+    """A bundle of ours says how in filbert.json too; a folder from elsewhere in its files alone."""
+    settings = SentenceSettings("cls", False, 12)
+    whole, small = tiny_encoder(tmp_path / "whole"), tmp_path / "small"
+    if own:
+        bundle = open_bundle(whole)
+        manifest = Manifest(
+            task="embed", max_length=12, settings={"pooling": "cls", "normalize": False}
+        )
+        save_bundle(whole, model=bundle.model, tokenizer=bundle.tokenizer, manifest=manifest)
+    sentence_folder.write(whole, settings, hidden_size=16)
+    (tmp_path / "words.txt").write_text(" ".join(VOCABULARY[5:]) + "\n", "utf-8")
+    options = PruneOptions(
+        bundle=str(whole), out=str(small), vocab=[str(tmp_path / "words.txt")]
+    )  # fmt: skip
+    before, after = prune(options, quiet=True).record["vocabulary"]
+    assert before == after
+    assert sentence_folder.read(small) == settings
+    assert "# small\n" in (small / "README.md").read_text("utf-8")
+    texts = ["call now", "the river bank like it", "a b c d e f g h i j k l m n o p " * 3]
+    vectors = load(whole, device="cpu", precision="float32")(texts)
+    assert np.array_equal(load(small, device="cpu", precision="float32")(texts), vectors)
+    if find_spec("sentence_transformers") is not None:
+        from sentence_transformers import SentenceTransformer
+
+        theirs = SentenceTransformer(str(small), device="cpu", local_files_only=True)
+        assert np.abs(theirs.encode(texts) - vectors).max() < 1e-5
+
+
+def test_a_trimmed_summarizer_picks_as_before(tmp_path: Path) -> None:
+    whole, small = task_bundle(tmp_path / "whole", "summarize"), tmp_path / "small"
+    text = "the river bank. call now! i like it. free prize."
+    (tmp_path / "corpus.txt").write_text(text + "\n", "utf-8")
+    options = PruneOptions(
+        bundle=str(whole), out=str(small), vocab=[str(tmp_path / "corpus.txt")]
+    )  # fmt: skip
+    before, after = prune(options, quiet=True).record["vocabulary"]
+    assert after < before
+    answers = [
+        load(folder, device="cpu", precision="float32")(text, sentences=3)
+        for folder in (whole, small)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_what_writes_has_two_vocabularies_and_is_refused(tmp_path: Path) -> None:
+    writer = task_bundle(tmp_path / "writer", "summarize", kind=BertForSeq2SeqLM, settings={})
+    options = PruneOptions(bundle=str(writer), out=str(tmp_path / "out"), vocab=[str(writer)])
+    with pytest.raises(UsageError, match="holds a BertForSeq2SeqLM; vocabularies are trimmed of"):
+        prune(options, quiet=True)
 
 
 def test_everything_at_once(place: Path) -> None:

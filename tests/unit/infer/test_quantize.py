@@ -63,6 +63,7 @@ def test_a_choice_is_written_and_taken_up(place: Path) -> None:
     assert (done.int8.metric, done.int8.float32, done.int8.rows) == ("accuracy", 1.0, 40)
     told = json.loads((place / "int8/filbert.json").read_text("utf-8"))
     assert told["int8"] == done.int8.model_dump()
+    assert "# int8\n" in (place / "int8/README.md").read_text("utf-8")
     predictor = load(place / "int8")
     assert predictor.dtype == torch.int8 and predictor.reason == "chosen by filbert quantize"
     assert predictor.model.base_model.forward.native.int8 == [15, 15]

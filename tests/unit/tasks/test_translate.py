@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,6 +127,17 @@ def test_summaries_have_rouge() -> None:
     assert scores["rouge1"] == pytest.approx(2 / 3)
 
 
+def test_summaries_are_scored_on_stems_where_asked() -> None:
+    """cats, running and runs are cat, run and run; else `the` alone is in both."""
+    texts, references = ["the cats running"], [["the cat runs"]]
+    for stem, wanted in ((False, 1 / 3), (True, 1.0)):
+        scores, _ = task.score(texts, references, task="summarize", stem=stem)
+        assert scores["rouge1"] == pytest.approx(wanted)
+    task.check_stem(True, "summarize")
+    with pytest.raises(UsageError, match="--stem: ROUGE scores summaries; translate has bleu"):
+        task.check_stem(True, "translate")
+
+
 def test_a_bundle_writes_as_its_settings_say() -> None:
     config = SimpleNamespace(decoder=SimpleNamespace(max_position_embeddings=20))
     settings = WritingSettings(beams=3, length_penalty=0.5, max_tokens=64)
@@ -162,6 +174,13 @@ def test_an_unknown_metric_is_named() -> None:
     task.check_metric("chrf", "translate")
     with pytest.raises(UsageError, match="for translate there are loss, bleu, chrf"):
         task.check_metric("rouge1", "translate")
+
+
+def test_the_number_of_a_draw_depends_on_the_text_alone() -> None:
+    """The first 8 bytes of BLAKE2b-64 of the text, without the last bit."""
+    digest = hashlib.blake2b("好 film".encode(), digest_size=8).hexdigest()
+    assert task.draw_number("好 film") == int(digest, 16) // 2 < 2**63
+    assert task.draw_number("好 film ") != task.draw_number("好 film")
 
 
 def test_texts_that_are_cut_off_are_counted() -> None:

@@ -56,6 +56,19 @@ ENGLISH = [
     ["«Bonjour.»", "Il part."],
     ["He paid 5 dollars.", "(That is a lot.)", "We know."],
     ["End.”", "Next one."],
+    # a quotation of several sentences is one
+    ['He said, "Stop. Go home."', "We went."],
+    ["“Stop. Go home,” he said.", "We went."],
+    ['"It is late. Go!" he said.', '"Why? It is early."', "He left."],
+    ['He wrote: "Come. Now." and left.', "We stayed."],
+    ["He said (“Stop. Go.”) so.", "We went."],
+    # marks that open or close nothing swallow nothing
+    ['"Stop.', "Go home.", "We went."],
+    ["“Stop.", "“Go. Now.”", "We went."],
+    ["Stop.”", "We went.", "He stayed."],
+    ['The 5" disk is old.', 'The 3" disk is not.', "Good."],
+    ['"A 5" disk is old.', "We went.", "Good."],
+    ['It is " late .', 'He said " stop .', "We went."],
 ]  # fmt: skip
 
 # Each list is a text whose sentences, joined without anything, give the text to be split.
@@ -80,6 +93,18 @@ CHINESE = [
     ["张三（1990年生。）", "李四"],
     ["他在U.S.工作。", "她在家。"],
     ["没有标点"],
+    # 几句话的引文是一句
+    ["“走吧！我们走。”", "天黑了。"],
+    ["他说：“走吧！我们走。天黑了。”", "她没走。"],
+    ["「走吧！我們走。」", "他說：『不！我不走。』", "天黑了。"],
+    ['他说："走吧！我们走。"', "天黑了。"],
+    ['他说，"走吧!我们走."', "天黑了。"],
+    ["“他说：『走！』我们就走了。真的。”", "天黑了。"],
+    ["“走吧！我们走。”", "他说。", "“好！”", "天黑了。"],
+    # 不成对的引号不影响断句
+    ["“走吧！", "我们走。", "天黑了。"],
+    ["“走吧！", "“我们走。天黑了。”", "她没走。"],
+    ["走吧！”", "我们走。", "天黑了。"],
 ]
 
 
@@ -91,6 +116,20 @@ def test_english(sentences: list[str]) -> None:
 @pytest.mark.parametrize("sentences", CHINESE, ids=lambda s: str(CHINESE.index(s)))
 def test_chinese(sentences: list[str]) -> None:
     assert split_sentences("".join(sentences)) == sentences
+
+
+def test_a_long_quotation_is_cut_as_other_text_is() -> None:
+    """A mark that was forgotten, too, costs no more than the bound, 200 characters."""
+    for marks, sentence, blank in (("“”", "It rained.", " "), ('""', "It rained.", " "),
+                                   ("「」", "下雨了。", "")):  # fmt: skip
+        size = len(sentence + blank)
+        for count in (2, 200 // size, 200 // size + 1, 50):
+            inside = blank.join([sentence] * count)
+            found = split_sentences(f"{marks[0]}{inside}{marks[1]}{blank}{sentence}")
+            # from the opening mark to the closing one
+            whole = len(inside) + 1 <= 200
+            assert len(found) == (2 if whole else count + 1)
+            assert found[-1] == sentence
 
 
 def test_both_in_one_text() -> None:
@@ -136,7 +175,10 @@ def test_no_character_is_lost(text: str) -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    [".", '"', ". ", '."', "。", "…", "（；）", "a.", "A. ", "! ?", "(", ".\n", ".”)", "Mr. "],
+    [
+        *(".", '"', ". ", '."', "。", "…", "（；）", "a.", "A. ", "! ?", "(", ".\n", ".”)", "Mr. "),
+        *('"A. ', "“A. ", "“A.” ", '"A." ', "「啊！", "「啊！」", "“「『啊。", '"', " “"),
+    ],
 )
 def test_time_is_linear(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))

@@ -18,6 +18,7 @@ from filbert.cli_predict import predict
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.evaluate import evaluate
 from filbert.infer.predict import load, stream
+from filbert.infer.predict_file import predict_file
 from filbert.infer.predict_options import PredictOptions
 from filbert.infer.translate import Translator
 from filbert.model.seq2seq import BertForSeq2SeqLM
@@ -25,6 +26,7 @@ from filbert.train.folder import check_folder, is_ours
 from filbert.train.translate import train_translate
 from filbert.train.translate_options import TranslateOptions
 from tests.tiny import WORDS, save_base
+from tests.tiny_tasks import task_bundle
 
 CHINESE = dict(zip(WORDS, "好大善佳妙坏差丑弱钝影书食店戏", strict=True))
 
@@ -135,14 +137,14 @@ def test_decoders_and_summaries(tmp_path: Path, decoder: str) -> None:
     chosen = base if decoder == "base" else decoder
     given = options(
         tmp_path, data=str(path), dev=None, task="summarize", decoder=chosen, epochs=1,
-        holdout=0.2, base=base,
+        holdout=0.2, base=base, stem=True,
     )  # fmt: skip
     result = train_translate(given, quiet=True)
     assert set(result.scores) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
     bundle = open_bundle(tmp_path / "out")
     assert isinstance(bundle.model, BertForSeq2SeqLM)
     assert bundle.model.config.tie_encoder_decoder is (decoder == "share")
-    assert bundle.manifest.task == "summarize"
+    assert bundle.manifest.task == "summarize" and bundle.manifest.settings["stem"] is True
     assert not (tmp_path / "out" / "decoder_tokenizer").exists()  # one vocabulary
     summarize = load(tmp_path / "out", device="cpu", precision="float32")
     assert isinstance(summarize, Translator)
@@ -159,6 +161,8 @@ def test_what_cannot_be_trained(tmp_path: Path) -> None:
         train_translate(options(tmp_path, decoder="share", target_vocab="learn"), quiet=True)
     with pytest.raises(UsageError, match="for translate there are"):
         train_translate(options(tmp_path, metric="accuracy"), quiet=True)
+    with pytest.raises(UsageError, match="--stem: ROUGE scores summaries"):
+        train_translate(options(tmp_path, stem=True), quiet=True)
     with pytest.raises(UsageError, match="--holdout-test"):
         train_translate(options(tmp_path, holdout_test=0.1), quiet=True)
     assert not (tmp_path / "out").exists()
@@ -222,6 +226,55 @@ def test_a_source_that_is_cut_is_told(writer: Path, caplog: pytest.LogCaptureFix
     assert translate(rows[1])["text"] == answers[1]["text"]
     assert caplog.text.count("a text has more than the 8 tokens that the model reads") == 1
     assert translate.writer.model_max_length == 16  # as many as its decoder has places for
+
+
+def test_what_is_drawn_depends_on_the_text_alone(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the place, the block, a bad row before it, or where a run was cut off."""
+    translate = load(writer, device="cpu", precision="float32")
+    drawing: dict[str, Any] = {"sample": True, "seed": 3, "max_tokens": 8}
+    words = [f"{one} {other}" for one in WORDS[:6] for other in WORDS[10:]]  # 30
+    rows = [*words, *words[:10]]
+    texts = [answer["text"] for answer in translate(rows, **drawing)]
+    assert texts[30:] == texts[:10] and len({*texts}) > 20
+    assert texts != [answer["text"] for answer in translate(rows, **{**drawing, "seed": 4})]
+    streamed = stream(translate, iter(rows), window=16, **drawing)
+    assert [answer["text"] for answer in streamed] == texts
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"text": " "}, *({"text": row} for row in rows)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+    blocks: list[int] = []
+    plain = Translator.answer_rows
+
+    def cut_off(self: Translator, rows: Any, **options: Any) -> Any:
+        blocks.append(len(rows))
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return plain(self, rows, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Translator, "answer_rows", cut_off)
+        with pytest.raises(KeyboardInterrupt, match="16 rows are safe"):
+            predict_file(translate, source, out, window=16, progress=False, **drawing)
+    predict_file(translate, source, out, window=16, progress=False, resume=True, **drawing)
+    answers = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert "error" in answers[0]
+    assert [answer["text"] for answer in answers[1:]] == texts
+
+
+def test_stems_of_a_bundle_that_summarizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = task_bundle(
+        tmp_path / "out", "summarize", kind=BertForSeq2SeqLM, settings={"stem": True}
+    )
+    path = tmp_path / "dev.tsv"
+    path.write_text("text\tsummary\nthe cat was running to the bank\tthe cat runs\n", "utf-8")
+    written = [{"text": "the cats running"}]
+    monkeypatch.setattr(Translator, "answer_rows", lambda self, rows, **options: written)
+    summarize = load(bundle, device="cpu", precision="float32")
+    for stem, wanted in ((None, 1.0), (True, 1.0), (False, 1 / 3)):
+        assert summarize.evaluate(path, stem=stem)["scores"]["rouge1"] == pytest.approx(wanted)
 
 
 def test_an_empty_line_is_answered_in_its_place(
