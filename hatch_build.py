@@ -1,7 +1,8 @@
 """Compile filbert/native where a C++ compiler is; elsewhere filbert works without it.
 
-hatchling runs this for a wheel and for an editable install. A compiler is looked for in `CXX`, then
-by its usual names. What is compiled asks the processor at run time whether it serves, so no flag
+hatchling runs this for a wheel and for an editable install. The compiler is the one that `CXX`
+names, or the first of the usual ones that can do it; where none can, `not_compiled.txt` says why,
+for `filbert doctor`. What is compiled asks the processor at run time whether it serves, so no flag
 here depends on the machine that builds.
 """
 
@@ -20,6 +21,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = "filbert/native/encoder.cpp"
 LIBRARY = "filbert/native/libencoder.so"
+NOT_COMPILED = "filbert/native/not_compiled.txt"
+COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
 
 
@@ -33,6 +36,7 @@ class NativeEncoder(BuildHookInterface[Any]):
         reason = compile_library(Path(self.root))
         if reason:
             sys.stderr.write(f"filbert: built without its native encoder: {reason}\n")
+            build_data["artifacts"].append(NOT_COMPILED)
             return
         build_data["artifacts"].append(LIBRARY)
         build_data["pure_python"] = False
@@ -41,14 +45,33 @@ class NativeEncoder(BuildHookInterface[Any]):
 
 
 def compile_library(root: Path) -> str | None:
-    """Compile into place; returns why it could not be, None if it is there."""
+    """Compile into place; returns why it could not be, None if it is there. An older library goes
+    in any case: its functions may take other arguments."""
+    (root / LIBRARY).unlink(missing_ok=True)
+    (root / NOT_COMPILED).unlink(missing_ok=True)
+    reason = _compile_by_any(root)
+    if reason is not None:
+        (root / NOT_COMPILED).write_text(f"{reason}\n", encoding="utf-8")
+    return reason
+
+
+def _compile_by_any(root: Path) -> str | None:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return f"it is for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
-    compiler = os.environ.get("CXX") or next(
-        (name for name in ("c++", "g++", "clang++") if shutil.which(name)), None
-    )
-    if compiler is None:
+    named = os.environ.get("CXX")
+    compilers = [named] if named else [name for name in COMPILERS if shutil.which(name)]
+    if not compilers:
         return "no C++ compiler found (c++, g++ or clang++, or name one in CXX)"
+    reasons = []
+    for compiler in compilers:
+        reason = _compile(root, compiler)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return "; ".join(reasons)
+
+
+def _compile(root: Path, compiler: str) -> str | None:
     target = root / LIBRARY
     part = target.with_suffix(f".{os.getpid()}.part")
     command = [*shlex.split(compiler), *FLAGS, str(root / SOURCE), "-o", str(part)]

@@ -326,16 +326,18 @@ def compute_findings(broken: Mapping[str, str], *, probe: bool) -> Iterator[Find
 
 
 def native_finding() -> Finding:
-    """Whether the native encoder serves here; a hint where only a compiler was missing."""
-    from filbert.model.native import LIBRARY, library
+    """Whether the native encoder serves here; what to do where it only has to be compiled."""
+    from filbert.model.native_library import LIBRARY, NO_AMX, library
 
     found = library()
     if not isinstance(found, str):
         return Finding("native encoder", "ready (AMX, bf16 and int8)")
-    amx = "amx_bf16" in (processor()[1] or [])
-    advice = "Install a C++ compiler (g++), then install filbert again." if amx else ""
-    missing = amx and not LIBRARY.is_file()
-    return Finding("native encoder", found, "warn" if missing else "ok", advice if missing else "")
+    if found == NO_AMX or "amx_bf16" not in (processor()[1] or []):
+        return Finding("native encoder", found)
+    advice = "Install filbert again: that compiles it."
+    if not LIBRARY.is_file():
+        advice = "Install a C++ compiler (g++ 11 or newer), then install filbert again."
+    return Finding("native encoder", found, "warn", advice)
 
 
 def gpu_findings() -> Iterator[Finding]:

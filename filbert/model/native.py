@@ -12,6 +12,9 @@ are changed afterwards, the copy is made again at the next call.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import logging
+import math
 import os
 import threading
 import weakref
@@ -22,10 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from filbert.errors import FilbertError
-from filbert.model.bert import BertLayer, BertModel
+from filbert.model.bert import BertEmbeddings, BertLayer, BertModel
 from filbert.model.config import BertConfig
 from filbert.model.inputs import check_ids, check_places
-from filbert.model.native_library import ACTIVATIONS, LIBRARY, Pointer, library
+from filbert.model.native_library import LIBRARY, Pointer, failure, library
+from filbert.model.native_train import shape_of, touched, unlike
 from filbert.model.outputs import ModelOutput
 
 __all__ = [
@@ -40,21 +44,43 @@ __all__ = [
     "why_not",
 ]
 
+logger = logging.getLogger("filbert")
 PRODUCTS = {"projections": 1, "output": 2, "inner": 4, "outer": 8}  # of a layer, to be added up
 ALL = sum(PRODUCTS.values())
 CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
 
 
-def why_not(config: Any) -> str | None:
-    """Why the native encoder cannot serve here, or this configuration; None if it can."""
+def why_not(model: Any) -> str | None:
+    """Why the native encoder cannot serve here, or this model as it stands; None if it can."""
     lib = library()
     if isinstance(lib, str):
         return lib
-    if not isinstance(config, BertConfig):
-        return f"it computes BERT, not {type(config).__name__}"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"it has no activation {config.hidden_act!r}"
-    return None
+    if not isinstance(model, BertModel) or not isinstance(model.config, BertConfig):
+        return f"it computes BERT, not {type(model).__name__}"
+    own = [] if model.config.factorised else list(model.embeddings.modules())
+    for module in (model.encoder, *own):
+        if (reason := touched(module)) is not None:
+            return reason
+    if own and not _whole(model.embeddings, model.config):
+        return "its embeddings differ in size or epsilon from the configuration"
+    return unlike(model.encoder)
+
+
+def _whole(embeddings: BertEmbeddings, config: BertConfig) -> bool:
+    """Whether the tables have the rows and columns that the library reads."""
+    tables = (
+        (embeddings.word_embeddings, config.vocab_size),
+        (embeddings.position_embeddings, config.max_position_embeddings),
+        (embeddings.token_type_embeddings, config.type_vocab_size),
+    )
+    norm = embeddings.LayerNorm
+    return (
+        all(len(table.weight) >= rows for table, rows in tables)
+        and all(table.weight.shape[1] == config.hidden_size for table, _ in tables)
+        and tuple(norm.normalized_shape) == (config.hidden_size,)
+        and norm.elementwise_affine and norm.bias is not None
+        and norm.eps == config.layer_norm_eps
+    )  # fmt: skip
 
 
 class NativeEncoder:
@@ -66,23 +92,21 @@ class NativeEncoder:
 
     def __init__(self, bert: BertModel, int8: int | Sequence[int] = 0) -> None:
         lib, config = library(), bert.config
-        reason = why_not(config)
+        reason = why_not(bert)
         if isinstance(lib, str) or reason is not None:
             raise FilbertError(f"no native encoder: {reason}")
         assert isinstance(config, BertConfig)  # says why_not
-        layers = len(bert.encoder.layer)
-        self.int8 = [int8] * layers if isinstance(int8, int) else list(int8)
+        layers, *sizes, eps, activation = shape_of(bert.encoder)
+        self.int8 = [int8] * layers if isinstance(int8, int) else [*int8, *[0] * layers][:layers]
         self.config, self._lib = config, lib
-        shape = (ctypes.c_int * 6)(
-            config.num_hidden_layers, config.hidden_size, config.num_attention_heads,
-            config.head_size, config.intermediate_size, ACTIVATIONS[config.hidden_act],
-        )  # fmt: skip
-        handle = lib.filbert_encoder_new(shape, config.layer_norm_eps)
+        handle = lib.filbert_encoder_new((ctypes.c_int * 6)(layers, *sizes, activation), eps)
         if not handle:
             raise FilbertError("no memory for the native encoder's weights")
         self._handle: int | None = handle
         self._turn = threading.Lock()  # nobody frees the weights while another computes with them
         self._free = weakref.finalize(self, lib.filbert_encoder_free, handle)
+        # at the end of the process threads may still compute; its memory goes by itself
+        self._free.atexit = False
         _alive.add(self)
         # without a factorised embedding the look-up is native as well; the tables stay float32
         self._tables: list[Tensor] = []
@@ -96,6 +120,8 @@ class NativeEncoder:
                     e.token_type_embeddings.weight, e.LayerNorm.weight, e.LayerNorm.bias,
                 )
             ]  # fmt: skip
+            if any(self.int8):
+                _check_numbers("the embeddings", self._tables)
             self._check(lib.filbert_encoder_embeddings(handle, *map(_address, self._tables)))
         for number, layer in enumerate(bert.encoder.layer):
             self.pack(number, layer, self.int8[number])
@@ -127,22 +153,33 @@ class NativeEncoder:
             types = None if token_type_ids is None else token_type_ids.contiguous()
         else:
             hidden = self._embed(input_ids, token_type_ids, lengths)
+            if hidden.shape != (len(input_ids), size):
+                raise FilbertError(
+                    f"the embeddings gave {tuple(hidden.shape)}, expected ({len(input_ids)}, "
+                    f"{size}): the model's parts do not fit together"
+                )
+        threads = threads or torch.get_num_threads()
         with self._turn:
             if self._handle is None:
                 raise FilbertError("this native encoder is closed")
             code = self._lib.filbert_encoder_run(
                 self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
-                _address(out), which, threads or torch.get_num_threads(), chunk,
+                _address(out), which, threads, chunk,
             )  # fmt: skip
-        self._check(code)
+        self._check(code, threads)
         return out
 
     def pack(self, number: int, layer: nn.Module, int8: int) -> None:
         """Take a layer's weights, with these products in int8; no call may be under way."""
         assert isinstance(layer, BertLayer) and self._handle is not None
         weights = [_plain(weight) for weight in _weights(layer)]
+        if int8:
+            _check_numbers(f"layer {number}", weights)
         pointers = (Pointer * len(weights))(*map(_address, weights))
-        self._check(self._lib.filbert_encoder_layer(self._handle, number, pointers, int8))
+        code = self._lib.filbert_encoder_layer(self._handle, number, pointers, int8)
+        if code:
+            self.close()  # half packed, it is of no use
+        self._check(code)
         self.int8[number] = int8
 
     def close(self) -> None:
@@ -165,9 +202,10 @@ class NativeEncoder:
             self._lib.filbert_encoder_forked(self._handle)
 
     @staticmethod
-    def _check(code: int) -> None:
+    def _check(code: int, threads: int = 1) -> None:
         if code:
-            raise FilbertError("the native encoder ran out of memory; give a smaller batch")
+            memory = "the native encoder ran out of memory; give a smaller batch"
+            raise failure(code, memory=memory, threads=threads)
 
 
 _alive: weakref.WeakSet[NativeEncoder] = weakref.WeakSet()
@@ -191,7 +229,7 @@ def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
     if not encoders:
         return "there is no BERT encoder in this model"
     for bert in encoders:
-        reason = why_not(bert.config)
+        reason = why_not(bert)
         if reason is not None:
             return reason
         if any(weight.device.type != "cpu" for weight in bert.parameters()):
@@ -231,17 +269,38 @@ def keep_float32(model: nn.Module) -> None:
 
 
 class _Forward:
-    """`BertModel.forward` with the native encoder in it."""
+    """`BertModel.forward` with the native encoder in it. Hooks inside the layers are run, by the
+    slow twin, as long as they are there."""
 
     def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
         self.bert, self.exact = bert, False
-        self._take(native)
+        self.native, self._serves = native, True
+        self._watch()
 
-    def _take(self, native: NativeEncoder) -> None:
-        """Compute with `native` from now on; the one before goes when its last call has ended."""
-        bert, self.native = self.bert, native
+    def _watch(self) -> None:
+        """Remember what the model consists of."""
+        bert = self.bert
         self._leaves = [module._parameters for module in bert.modules() if module._parameters]
+        self._parts = [module._modules for module in bert.modules() if module._modules]
+        self._hooks = [
+            hooks
+            for module in (*bert.embeddings.modules(), *bert.encoder.modules())
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
         self.stamp = self._now()
+
+    def _up_to_date(self) -> bool:
+        """Whether the native encoder serves, after it took what changed. The one before goes when
+        its last call has ended."""
+        if self.stamp != self._now():
+            reason = why_not(self.bert)
+            if reason is None:
+                self.native = NativeEncoder(self.bert, self.native.int8)
+            else:
+                logger.warning("the model was changed: no native encoder any more: %s", reason)
+            self._serves = reason is None
+            self._watch()
+        return self._serves
 
     def __call__(
         self,
@@ -264,7 +323,8 @@ class _Forward:
             input_ids is None or lengths is None or attention_mask is not None
             or position_ids is not None or inputs_embeds is not None or output_attentions
             or output_hidden_states or bert.training or torch.is_grad_enabled()
-            or not _sound(input_ids, lengths, token_type_ids, bert)
+            or any(self._hooks) or not _sound(input_ids, lengths, token_type_ids, bert)
+            or not self._up_to_date()
         ):  # fmt: skip
             out = BertModel.forward(
                 bert, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
@@ -279,8 +339,6 @@ class _Forward:
             return out
         check_ids(input_ids, vocab_size=bert.config.vocab_size)
         check_places(predict_at, lengths, others=first_only)
-        if self.stamp != self._now():  # somebody changed the weights: copy them again
-            self._take(NativeEncoder(bert, self.native.int8))
         hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
         if not (self.exact or mean):
             hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
@@ -298,10 +356,11 @@ class _Forward:
         )
 
     def _now(self) -> int:
-        """Another number after a layer was taken out, or a weight changed or put in its place."""
+        """Another number after a part or a weight was changed or put in its place."""
         weights = [w for leaf in self._leaves for w in leaf.values() if w is not None]
         own = tuple((id(weight), weight._version) for weight in weights)
-        return hash((len(self.bert.encoder.layer), own))
+        parts = itertools.chain.from_iterable(map(dict.values, self._parts))
+        return hash((tuple(map(id, parts)), own))
 
 
 def _sound(input_ids: Tensor, lengths: Tensor, types: Tensor | None, bert: BertModel) -> bool:
@@ -333,6 +392,16 @@ def _weights(layer: BertLayer) -> list[Tensor]:
         out.LayerNorm.weight, out.LayerNorm.bias,
         layer.output.LayerNorm.weight, layer.output.LayerNorm.bias,
     ]  # fmt: skip
+
+
+def _check_numbers(what: str, weights: list[Tensor]) -> None:
+    """In int8 every weight becomes a number; nothing in the answers would tell of those that were
+    none. Raises `FilbertError`."""
+    if not all(math.isfinite(value) for weight in weights for value in weight.aminmax()):
+        raise FilbertError(
+            f"the weights of {what} hold NaN or infinity: they are damaged. Fetch or copy the "
+            "model again, or train it anew"
+        )
 
 
 def _plain(weight: Tensor) -> Tensor:

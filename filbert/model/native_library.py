@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
+import os
+import sys
 from pathlib import Path
 
+from filbert.errors import FilbertError
+
+logger = logging.getLogger("filbert")
 LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
+NOT_COMPILED = LIBRARY.with_name("not_compiled.txt")  # says why; hatch_build.py leaves it
+ABI = 1  # raised with that of encoder.cpp whenever one of the functions below changes
+NO_AMX = "this processor or kernel has no AMX"
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
 Pointer = ctypes.c_void_p
 
@@ -18,11 +27,21 @@ Pointer = ctypes.c_void_p
 def library() -> ctypes.CDLL | str:
     """The compiled library, ready to call; or why there is none, in words."""
     if not LIBRARY.is_file():
-        return "filbert was installed without its native encoder (no C++ compiler at that time)"
+        reason = "no C++ compiler at that time"
+        if NOT_COMPILED.is_file():
+            reason = NOT_COMPILED.read_text(encoding="utf-8").strip()
+        return f"filbert was installed without its native encoder ({reason})"
     try:
         lib = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         return f"the native encoder does not load: {error}"
+    abi = getattr(lib, "filbert_native_abi", None)
+    if abi is None or abi() != ABI:
+        was = "older" if abi is None else f"version {abi()}"
+        return (
+            f"the compiled native encoder is {was} where this filbert needs version {ABI}; install "
+            "filbert again, which compiles it"
+        )
     number, real = ctypes.c_int, ctypes.c_float
     for name, result, arguments in (
         ("filbert_native_level", number, []),
@@ -57,10 +76,35 @@ def library() -> ctypes.CDLL | str:
         ),
         ("filbert_train_mask", None, [ctypes.c_uint64] + [number] * 6 + [Pointer]),
     ):
-        function = getattr(lib, name, None)
-        if function is None:
-            return f"the native encoder is of another version (no {name}); install filbert again"
+        function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    if not lib.filbert_native_level():
-        return "this processor or kernel has no AMX"
-    return lib
+    return lib if lib.filbert_native_level() else NO_AMX
+
+
+def failure(code: int, *, memory: str, threads: int) -> Exception:
+    """What to raise for the `code` of a call that failed. memory: what to say where there was not
+    enough of it; threads: how many the call was to take."""
+    if code == 1:
+        return FilbertError(memory)
+    if code == 2:
+        return FilbertError(
+            f"the system gave no more threads: {threads} were asked for. Ask for fewer (--threads, "
+            "torch.set_num_threads), or raise the limit (ulimit -u, or that of the container)"
+        )
+    return RuntimeError(f"the native library failed with code {code}")
+
+
+def _after_fork() -> None:
+    """In a forked child. The threads of PyTorch (OpenMP's) did not come along, and where the thread
+    that forked had used them, the first large product would wait for them for ever."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        logger.warning(
+            "process %d was forked from one that had loaded PyTorch, whose threads do not survive "
+            "that: it computes with 1 thread. Start processes with spawn to have more",
+            os.getpid(),
+        )
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -14,6 +14,7 @@ needs is kept by the library, in memory that is used again from step to step.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import weakref
@@ -25,11 +26,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from filbert.errors import FilbertError
-from filbert.model.native_library import ACTIVATIONS, Pointer, library
+from filbert.model.activation import ACTIVATION
+from filbert.model.native_library import ACTIVATIONS, Pointer, failure, library
 
 PIECE = 256  # tokens that go through all layers together
 LONGEST = 512  # tokens of a text
 SWITCH = "FILBERT_NATIVE_TRAIN"
+OWN = "filbert.model.bert"  # the module of the layers' classes, which imports this one
+_NO_MEMORY = "not enough memory for a batch; give a smaller --batch-tokens"
 
 
 class NativeStack:
@@ -45,7 +49,8 @@ class NativeStack:
             raise FilbertError("no memory to train with")
         self.handle, self.lib, self.layers = handle, lib, layers
         self.dropped = (0, 0)  # of 65,536 attention weights, and of what is added to the states
-        weakref.finalize(self, _free, lib, handle, os.getpid())
+        # at the end of the process threads may still compute; its memory goes by itself
+        weakref.finalize(self, _free, lib, handle, os.getpid()).atexit = False
 
     def forward(
         self,
@@ -63,13 +68,14 @@ class NativeStack:
         places = None
         if wanted is not None:  # an empty tensor's address is null, which stands for all tokens
             places = (wanted if len(wanted) else lengths).data_ptr()
+        threads = threads or torch.get_num_threads()
         number = self.lib.filbert_train_forward(
             self.handle, _pointers(weights), hidden.data_ptr(), lengths.data_ptr(), len(lengths),
             places, 0 if wanted is None else len(wanted), seed, (ctypes.c_int * 2)(*self.dropped),
-            out.data_ptr(), threads or torch.get_num_threads(), PIECE,
+            out.data_ptr(), threads, PIECE,
         )  # fmt: skip
         if number < 0:
-            raise FilbertError("not enough memory for a batch; give a smaller --batch-tokens")
+            raise failure(-number, memory=_NO_MEMORY, threads=threads)
         return out, _Kept(self, number)
 
     def backward(
@@ -93,13 +99,13 @@ class NativeStack:
         if not needed[0] and wanted:
             lowest = needed[1:].index(True) // (len(weights) // self.layers)
         by_hidden = given.new_empty(kept.shape) if needed[0] else None
+        threads = threads or torch.get_num_threads()
         code = self.lib.filbert_train_backward(
             self.handle, kept.number, _pointers(weights), given.data_ptr(),
-            None if by_hidden is None else by_hidden.data_ptr(), _pointers(grads), lowest,
-            threads or torch.get_num_threads(),
+            None if by_hidden is None else by_hidden.data_ptr(), _pointers(grads), lowest, threads,
         )  # fmt: skip
         if code:
-            raise FilbertError("not enough memory for a batch; give a smaller --batch-tokens")
+            raise failure(code, memory=_NO_MEMORY, threads=threads)
         return [by_hidden, *grads]
 
 
@@ -110,6 +116,7 @@ class _Kept:
         self.stack, self.number = stack, number
         self.shape = torch.Size()
         self.release = weakref.finalize(self, _release, stack, stack.lib, stack.handle, number)
+        self.release.atexit = False
 
     def check(self) -> None:
         """Raise `FilbertError` where it was let go."""
@@ -223,24 +230,15 @@ def why_not(encoder: Any) -> str | None:
     lib = library()
     if isinstance(lib, str):
         return lib
-    if encoder.config.hidden_act not in ACTIVATIONS:
-        return f"it has no activation {encoder.config.hidden_act!r}"
     if encoder.gradient_checkpointing:
         return "gradient checkpointing recomputes layer by layer"
-    for layer in encoder.layer:
-        for module in layer.modules():
-            if (
-                module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks
-            ):  # fmt: skip
-                return "there are hooks inside the layers"
-            if module.training != encoder.training:
-                return "some of its layers are in training and some are not"
-            if module._compiled_call_impl is not None:
-                return "its parts are compiled (--compile)"
-        for module in _parts(layer):
-            if type(module) not in (nn.Linear, nn.LayerNorm):
-                return f"{type(module).__name__} stands in the place of one of its parts"
+    for module in encoder.layer.modules():
+        if module.training != encoder.training:
+            return "some of its layers are in training and some are not"
+        if module._compiled_call_impl is not None:
+            return "its parts are compiled (--compile)"
+    if (reason := unlike(encoder)) is not None:
+        return reason
     for weight in weights_of(encoder):
         if type(weight) is not nn.Parameter or weight.device.type != "cpu":
             return "its weights are divided among processes, or not on the CPU"
@@ -248,12 +246,68 @@ def why_not(encoder: Any) -> str | None:
             return f"it computes in bfloat16, not {str(weight.dtype).removeprefix('torch.')}"
         if not weight.is_contiguous():
             return "a weight is not contiguous"
-    if any(_form(layer) != _form(encoder.layer[0]) for layer in encoder.layer):
-        return "its layers differ in size, epsilon or dropout"
+    outputs = [part for layer in encoder.layer for part in (layer.attention.output, layer.output)]
+    if (
+        len({layer.attention.self.dropout_prob for layer in encoder.layer}) > 1
+        or len({part.dropout_prob for part in outputs}) > 1
+    ):
+        return "its layers differ in dropout"
     _, hidden, _, head, inner, _, _ = shape_of(encoder)
     if hidden % 32 or head % 32 or inner % 32:
         return f"hidden, head and inner size are {hidden}, {head}, {inner}: not multiples of 32"
     return None
+
+
+def unlike(encoder: Any) -> str | None:
+    """Why the layers of an encoder do not compute, in training or for answers, what their weights
+    and the configuration say; None if they do, and the library can stand in for them."""
+    config = encoder.config
+    if config.hidden_act not in ACTIVATIONS:
+        return f"it has no activation {config.hidden_act!r}"
+    for layer in encoder.layer:
+        for module in layer.modules():
+            if (reason := touched(module)) is not None:
+                return reason
+        own, inner = layer.attention.self, layer.intermediate
+        if not _same_function(inner.activation, ACTIVATION[config.hidden_act]):
+            return f"the activation of a layer is not {config.hidden_act!r}"
+        shapes = [None if weight is None else tuple(weight.shape) for weight in _weights(layer)]
+        if (
+            shapes != _shapes(config.hidden_size, config.intermediate_size)
+            or (own.num_heads, own.head_size) != (config.num_attention_heads, config.head_size)
+            or layer.attention.output.LayerNorm.eps != config.layer_norm_eps
+            or layer.output.LayerNorm.eps != config.layer_norm_eps
+        ):
+            return "its layers differ in size or epsilon from the configuration"
+    return None
+
+
+def touched(module: nn.Module) -> str | None:
+    """Why a part may compute something else than the class of its kind would; None if it is one."""
+    if (
+        module._forward_hooks or module._forward_pre_hooks
+        or module._backward_hooks or module._backward_pre_hooks
+    ):  # fmt: skip
+        return "there are hooks inside the layers"
+    known = type(module) in (nn.Linear, nn.LayerNorm, nn.Embedding)
+    if "forward" in vars(module) or not (known or type(module).__module__ == OWN):
+        return f"{type(module).__name__} stands in the place of one of its parts"
+    return None
+
+
+def _same_function(one: Any, other: Any) -> bool:
+    """A copied model has copies of those that are `functools.partial`."""
+    first, second = (
+        (f.func, f.args, f.keywords) if isinstance(f, functools.partial) else f
+        for f in (one, other)
+    )
+    return bool(first == second)
+
+
+def _shapes(hidden: int, inner: int) -> list[tuple[int, ...]]:
+    """Of a layer's weights, in the order of the library."""
+    square, row = (hidden, hidden), (hidden,)
+    return [*[square, row] * 4, (inner, hidden), (inner,), (hidden, inner), *[row] * 5]
 
 
 def shape_of(encoder: Any) -> tuple[int, int, int, int, int, float, int]:
@@ -263,16 +317,6 @@ def shape_of(encoder: Any) -> tuple[int, int, int, int, int, float, int]:
     return (
         len(encoder.layer), hidden, own.num_heads, own.head_size, inner,
         layer.output.LayerNorm.eps, ACTIVATIONS[encoder.config.hidden_act],
-    )  # fmt: skip
-
-
-def _form(layer: Any) -> tuple[Any, ...]:
-    """What the library takes to be the same in all layers."""
-    own, out, last = layer.attention.self, layer.attention.output, layer.output
-    return (
-        [weight.shape for weight in _weights(layer)], own.num_heads, own.head_size,
-        out.LayerNorm.eps, last.LayerNorm.eps,
-        own.dropout_prob, out.dropout_prob, last.dropout_prob,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from filbert.errors import FilbertError
-from filbert.model.native_library import library
+from filbert.model.native_library import failure, library
 from filbert.model.native_train import SWITCH
 
 _NO_MEMORY = "not enough memory for the words of a batch; give a smaller --batch-tokens"
@@ -58,12 +58,13 @@ def words_forward(
     kept = hidden.new_empty(len(hidden), dtype=torch.float32)
     loss, right = kept.new_empty(()), labels.new_empty(())
     lib, handle = _trainer()
-    if lib.filbert_words_forward(
+    code = lib.filbert_words_forward(
         handle, _sizes(hidden, weight), smoothing, hidden.data_ptr(), weight.data_ptr(),
         bias.data_ptr(), labels.data_ptr(), kept.data_ptr(), loss.data_ptr(), right.data_ptr(),
         threads,
-    ):  # fmt: skip
-        raise FilbertError(_NO_MEMORY)
+    )  # fmt: skip
+    if code:
+        raise failure(code, memory=_NO_MEMORY, threads=threads)
     return loss, right, kept
 
 
@@ -78,11 +79,12 @@ def words_backward(
         for given, need in zip(tensors[:3], needed, strict=True)
     ]
     lib, handle = _trainer()
-    if lib.filbert_words_backward(
+    code = lib.filbert_words_backward(
         handle, _sizes(hidden, weight), smoothing, *(given.data_ptr() for given in tensors), scale,
         *(None if grad is None else grad.data_ptr() for grad in grads), threads,
-    ):  # fmt: skip
-        raise FilbertError(_NO_MEMORY)
+    )  # fmt: skip
+    if code:
+        raise failure(code, memory=_NO_MEMORY, threads=threads)
     return grads
 
 

@@ -36,6 +36,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -50,6 +51,11 @@
 #endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Raised with that of filbert/model/native_library.py whenever an export changes: a library that was
+// compiled from an older state is then refused.
+constexpr int ABI = 1;
+EXPORT int filbert_native_abi() { return ABI; }
 
 // What this processor and kernel offer: 0 nothing that serves here, 1 AMX with bfloat16 and int8.
 EXPORT int filbert_native_level() {
@@ -81,14 +87,32 @@ namespace {
 #include "train_words.hpp"
 }  // namespace
 
-// shape: layers, hidden, heads, head_size, inner, activation. Null if memory ran out.
-EXPORT void* filbert_encoder_new(const int* shape, float eps) {
+// What an export that may fail returns, 0 if it did not; native_library.py puts it into words.
+enum Failure { NO_MEMORY = 1, NO_THREADS = 2, DEFECT = 3 };
+
+// No exception leaves this library: nobody there could catch it, and the process would end.
+template <class Work> static int guarded(Work work) {
     try {
-        return new Encoder(shape, eps);
+        work();
+        return 0;
     } catch (const std::bad_alloc&) {
-        return nullptr;
+        return NO_MEMORY;
+    } catch (const std::system_error&) {  // of std::thread
+        return NO_THREADS;
+    } catch (...) {
+        return DEFECT;
     }
 }
+
+// Null where it could not be made: memory ran out.
+template <class Made, class... Given> static void* made(Given... given) {
+    void* handle = nullptr;
+    guarded([&] { handle = new Made(given...); });
+    return handle;
+}
+
+// shape: layers, hidden, heads, head_size, inner, activation. Null if memory ran out.
+EXPORT void* filbert_encoder_new(const int* shape, float eps) { return made<Encoder>(shape, eps); }
 
 EXPORT void filbert_encoder_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
 
@@ -96,18 +120,16 @@ EXPORT void filbert_encoder_free(void* encoder) { delete static_cast<Encoder*>(e
 EXPORT int filbert_encoder_embeddings(void* handle, const float* words, const float* places, const float* kinds,
                                       const float* gain, const float* shift) {
     Encoder& e = *static_cast<Encoder*>(handle);
-    try {
+    return guarded([&] {
         e.words = words, e.places = places, e.kinds = kinds;
         e.norm0 = padded_norm(gain, shift, e.shape.hidden, e.shape.wide_hidden);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }
 
 // weights: query, key and value one below the other (3 * hidden, hidden), output, inner, outer, each
 // followed by its bias, and the gains and shifts of both norms: 12 pointers to float32. int8: which
-// products are computed so, 1 projections, 2 output, 4 inner, 8 outer, added up.
+// products are computed so, 1 projections, 2 output, 4 inner, 8 outer, added up. A layer that it failed
+// for must not be computed with.
 EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w, int int8) {
     Encoder& e = *static_cast<Encoder*>(handle);
     const Shape& s = e.shape;
@@ -117,7 +139,7 @@ EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w
         const int d = i % s.wide_head;
         return i < s.context && d < s.head_size ? i / s.wide_head * s.head_size + d : -1;
     };
-    try {
+    return guarded([&] {
         const int all = s.heads * s.head_size;
         // the queries, keys and values of a head side by side, then those of the next
         auto of_three = [&](int i) {
@@ -137,24 +159,18 @@ EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w
         pack(layer.down, int8 & 8, s.wide_inner, s.wide_hidden, w[6], w[7], s.inner, same(s.hidden), same(s.inner), one);
         layer.norm1 = padded_norm(w[8], w[9], s.hidden, s.wide_hidden);
         layer.norm2 = padded_norm(w[10], w[11], s.hidden, s.wide_hidden);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }
 
 // Encode `texts` texts, packed. ids and types (tokens,) int64, types may be null; or hidden
 // (tokens, hidden). rows: 0 the states of all tokens, out (tokens, hidden); 1 those of first tokens,
-// 2 the mean of each text's, out (texts, hidden). 0, or 1 where memory ran out.
+// 2 the mean of each text's, out (texts, hidden). 0, or a `Failure`.
 EXPORT int filbert_encoder_run(void* handle, const int64_t* ids, const int64_t* types, const float* hidden,
                                const int* lengths, int texts, float* out, int rows, int threads,
                                int chunk_tokens) {
-    try {
+    return guarded([&] {
         static_cast<Encoder*>(handle)->run({ids, types, hidden, lengths, out, Rows(rows)}, texts, threads, chunk_tokens);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }
 
 // After a fork, in the child, before it has threads.
@@ -182,80 +198,65 @@ EXPORT double filbert_tile_rate(int steps, int loads) {
 }
 
 // shape: as for `filbert_encoder_new`, hidden, head and inner size multiples of 32. Null if memory ran out.
-EXPORT void* filbert_train_new(const int* shape, float eps) {
-    try {
-        return new Trainer(shape, eps);
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    }
-}
+EXPORT void* filbert_train_new(const int* shape, float eps) { return made<Trainer>(shape, eps); }
 
 EXPORT void filbert_train_free(void* trainer) { delete static_cast<Trainer*>(trainer); }
 
 // The stack of layers forward. weights: of each layer 16 tensors in the order of `Tensor`, bfloat16;
 // hidden: (tokens, hidden); wanted: null, or places of the tokens whose result is asked for; out:
 // (tokens or wanted, hidden). dropped: of 65536, attention weights and updates of the states. Returns
-// the number under which what the way back needs is kept, or -1 where memory ran out.
+// the number under which what the way back needs is kept, or a `Failure` below 0.
 EXPORT int filbert_train_forward(void* trainer, const void* const* weights, const void* hidden, const int* lengths, int texts,
                                  const int* wanted, int wanted_count, uint64_t seed, const int* dropped, void* out, int threads,
                                  int piece_tokens) {
-    try {
+    int run = 0;
+    const int failure = guarded([&] {
         const Dropout drop{seed, unsigned(dropped[0]), unsigned(dropped[1])};
-        return static_cast<Trainer*>(trainer)->forward(reinterpret_cast<const bf16* const*>(weights), static_cast<const bf16*>(hidden),
-                                                       lengths, texts, wanted, wanted_count, drop, static_cast<bf16*>(out), threads,
-                                                       piece_tokens);
-    } catch (const std::bad_alloc&) {
-        return -1;
-    }
+        run = static_cast<Trainer*>(trainer)->forward(reinterpret_cast<const bf16* const*>(weights), static_cast<const bf16*>(hidden),
+                                                      lengths, texts, wanted, wanted_count, drop, static_cast<bf16*>(out), threads,
+                                                      piece_tokens);
+    });
+    return failure ? -failure : run;
 }
 
 // And back: from the gradient of `out` to that of `hidden` (may be null) and of the weights (each may
-// be null); layers below `lowest` are left out. 0, or 1 where memory ran out.
+// be null); layers below `lowest` are left out. 0, or a `Failure`.
 EXPORT int filbert_train_backward(void* trainer, int run, const void* const* weights, const void* given, void* by_hidden,
                                   void* const* grads, int lowest, int threads) {
-    try {
+    return guarded([&] {
         static_cast<Trainer*>(trainer)->backward(run, reinterpret_cast<const bf16* const*>(weights), static_cast<const bf16*>(given),
                                                  static_cast<bf16*>(by_hidden), reinterpret_cast<bf16* const*>(grads), lowest, threads);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }
 
 // Let go of what a forward pass kept.
 EXPORT void filbert_train_release(void* trainer, int run) { static_cast<Trainer*>(trainer)->release(run); }
 
 // The loss of words and its gradients. Null if memory ran out.
-EXPORT void* filbert_words_new() { return new (std::nothrow) WordTrainer(); }
+EXPORT void* filbert_words_new() { return made<WordTrainer>(); }
 
 // sizes: rows, words, width (a multiple of 32). hidden (rows, width), weight (words, width) and bias
-// (words,) bfloat16; labels (rows,) int64, each a word. kept: (rows,) float32, for the way back. 0, or 1
-// where memory ran out.
+// (words,) bfloat16; labels (rows,) int64, each a word. kept: (rows,) float32, for the way back. 0, or a
+// `Failure`.
 EXPORT int filbert_words_forward(void* handle, const int* sizes, float smoothing, const void* hidden, const void* weight,
                                  const void* bias, const int64_t* labels, float* kept, float* loss, int64_t* right, int threads) {
-    try {
+    return guarded([&] {
         const WordBatch batch{static_cast<const bf16*>(hidden), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
                               labels, sizes[0], sizes[1], sizes[2], smoothing};
         static_cast<WordTrainer*>(handle)->forward(batch, kept, loss, right, threads);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }
 
 // Gradients, bfloat16, of `scale` times that loss; each may be null.
 EXPORT int filbert_words_backward(void* handle, const int* sizes, float smoothing, const void* hidden, const void* weight,
                                   const void* bias, const int64_t* labels, const float* kept, float scale, void* by_hidden,
                                   void* by_weight, void* by_bias, int threads) {
-    try {
+    return guarded([&] {
         const WordBatch batch{static_cast<const bf16*>(hidden), static_cast<const bf16*>(weight), static_cast<const bf16*>(bias),
                               labels, sizes[0], sizes[1], sizes[2], smoothing};
         static_cast<WordTrainer*>(handle)->backward(batch, kept, scale, static_cast<bf16*>(by_hidden), static_cast<bf16*>(by_weight),
                                                     static_cast<bf16*>(by_bias), threads);
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }
 
 // Which of `count` elements of a row are kept, 1 or 0: element by element, to check the masks by. site:

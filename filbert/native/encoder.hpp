@@ -26,22 +26,22 @@ struct Encoder : Parts {
     const float *words = nullptr, *places = nullptr, *kinds = nullptr;
     std::vector<float> norm0;
     std::mutex busy;
-    Pool pool;
     std::vector<std::unique_ptr<Scratch>> scratch;
+    Pool pool;  // its threads end before the memory above goes
     pid_t owner = getpid();
 
     Encoder(const int* given, float eps) : Parts(Shape(given, eps)), layers(shape.layers) {}
 
-    void embed(const Input& in, const Chunk& chunk, Scratch& s, int begin, int end) const {
+    // row: room for one row, padded with zeros.
+    void embed(const Input& in, const Chunk& chunk, Scratch& s, float* row, int begin, int end) const {
         const int wide = shape.wide_hidden, size = shape.hidden;
-        std::vector<float> row(wide, 0.f);
         int text = chunk.first, place = 0;
         for (int t = 0; t < end; ++t) {
             if (t >= begin) {
                 char* into = state(s, t);
                 const size_t token = size_t(chunk.begin) + t;
                 if (in.hidden) {
-                    std::memcpy(row.data(), in.hidden + token * size, size * 4);
+                    std::memcpy(row, in.hidden + token * size, size * 4);
                     for (int i = 0; i < wide; i += 32)
                         _mm512_store_si512(into + size_t(i / WIDE) * TILE,
                                            pack_bf16(_mm512_loadu_ps(&row[i]), _mm512_loadu_ps(&row[i + 16])));
@@ -54,20 +54,22 @@ struct Encoder : Parts {
                         _mm512_storeu_ps(&row[i], _mm512_add_ps(_mm512_loadu_ps(word + i),
                             _mm512_add_ps(_mm512_loadu_ps(kind + i), _mm512_loadu_ps(at + i))));
                     for (; i < size; ++i) row[i] = word[i] + (kind[i] + at[i]);
-                    normalise(row.data(), norm0.data(), into, nullptr);
+                    normalise(row, norm0.data(), into, nullptr);
                 }
             }
             if (++place == in.lengths[text]) ++text, place = 0;
         }
     }
 
-    // All layers of a chunk, by `parts` threads together of which this is number `part`.
+    // All layers of a chunk, by `parts` threads together of which this is number `part`. Like all that
+    // threads of a pool do, it asks for no memory: an exception there would end the process.
     void compute(const Input& in, const Chunk& chunk, Scratch& s, Barrier& barrier, int part) {
         const int parts = barrier.count, texts = chunk.last - chunk.first;
         int rows = chunk.tokens;
         auto share = [&](int all, int number) { return int(int64_t(all) * number / parts); };
         const Tiles tiles;
-        embed(in, chunk, s, share(rows, part), share(rows, part + 1));
+        float* row_of_mine = s.rows[part].data();
+        embed(in, chunk, s, row_of_mine, share(rows, part), share(rows, part + 1));
         barrier.wait();
         char* memory = s.attention[part]->data;
         char* rest = memory + size_t(up(rows, 32) + 32) * shape.row() * 2;
@@ -118,7 +120,7 @@ struct Encoder : Parts {
             barrier.wait();
             float* plain = in.out + size_t(in.rows == ALL ? chunk.begin : chunk.first) * shape.hidden;
             if (last && in.rows == MEAN)
-                average(s, layer.down, layer.norm2, in.lengths + chunk.first, share(texts, part), share(texts, part + 1), plain);
+                average(s, layer.down, layer.norm2, in.lengths + chunk.first, share(texts, part), share(texts, part + 1), row_of_mine, plain);
             else add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
             barrier.wait();
         }

@@ -51,6 +51,7 @@ struct Scratch {
     Memory small;  // the input of a product as int8 tiles
     std::vector<float> scales;  // of its rows
     std::vector<std::unique_ptr<Memory>> attention;  // of each thread: all that one head needs
+    std::vector<std::vector<float>> rows;  // of each thread: one row of states, its padding zero
 };
 
 // What a layer is made of, for any rows of a chunk. Knows the shape, holds no weights.
@@ -76,6 +77,7 @@ struct Parts {
         }
         const size_t keys = up(longest, 32);
         while (int(s.attention.size()) < threads) s.attention.push_back(std::make_unique<Memory>());
+        while (int(s.rows.size()) < threads) s.rows.emplace_back(shape.wide_hidden, 0.f);
         for (auto& memory : s.attention)
             memory->need((r + 32) * shape.row() * 2 + keys * shape.wide_head * 2 * 2 + 32 * keys * 4 + 32 * keys * 2);
     }
@@ -267,16 +269,16 @@ struct Parts {
     }
 
     // The same for the texts `from` to `to` of a chunk, and the mean of each one's states: out (texts, hidden).
+    // row: room for one.
     void average(Scratch& s, const Matrix& m, const std::vector<float>& norm, const int* lengths, int from, int to,
-                 float* out) const {
-        std::vector<float> row(shape.hidden);
+                 float* row, float* out) const {
         int r = 0;
         for (int text = 0; text < from; ++text) r += lengths[text];
         for (int text = from; text < to; ++text) {
             float* sum = out + size_t(text) * shape.hidden;
             std::fill(sum, sum + shape.hidden, 0.f);
             for (int end = r + lengths[text]; r < end; ++r) {
-                add_and_norm_row(s, m, norm, r, row.data());
+                add_and_norm_row(s, m, norm, r, row);
                 for (int i = 0; i < shape.hidden; ++i) sum[i] += row[i];
             }
             const float share = 1.f / lengths[text];

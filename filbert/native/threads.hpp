@@ -21,7 +21,9 @@ struct Barrier {
     std::atomic<int> arrived{0}, turns{0};
 };
 
-// Helpers that sleep between calls. One call at a time; a forked child makes its own.
+// Helpers that sleep between calls. One call at a time; a forked child makes its own. Work must not
+// throw. Where the system gives no more threads `run` throws std::system_error before any work is
+// done; the helpers that are there serve the next call.
 class Pool {
 public:
     ~Pool() { stop(); }

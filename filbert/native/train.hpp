@@ -13,6 +13,7 @@
 
 struct Trainer : TrainForward {
     using TrainForward::TrainForward;
+    ~Trainer() { pool.stop(); }  // before the memory below goes
 
     Layer turned;  // one layer's weights for the way back
     Memory stream, stream_asked;  // gradient of the states, float32: of all rows, of the asked ones

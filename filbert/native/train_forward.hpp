@@ -7,7 +7,6 @@
 struct TrainForward {
     TrainShape shape;
     std::mutex busy;
-    Pool pool;
     pid_t owner = getpid();
     std::vector<std::unique_ptr<Run>> runs;
 
@@ -22,6 +21,7 @@ struct TrainForward {
         Memory sums, inner, attention, rows;
     };
     std::vector<std::unique_ptr<Scratch>> scratch;
+    Pool pool;  // its threads end before the memory above goes
 
     TrainForward(const int* given, float eps) : shape(given, eps), layers(shape.layers) {}
 

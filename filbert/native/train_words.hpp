@@ -55,7 +55,6 @@ struct WordBatch {
 
 struct WordTrainer {
     std::mutex busy;
-    Pool pool;
     pid_t owner = getpid();
     Memory tiles, turned, biases, state;  // of a batch
     Memory panels, gradient, by_hidden, by_weight;  // backward: of some words
@@ -63,6 +62,7 @@ struct WordTrainer {
         Memory panels, rows;
     };
     std::vector<std::unique_ptr<Scratch>> scratch;
+    Pool pool;  // its threads end before the memory above goes
 
     // Sums are taken over so many words at a time on the way forward.
     static constexpr int CHUNK = 512;
