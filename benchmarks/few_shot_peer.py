@@ -75,12 +75,19 @@ def main() -> None:
                     output_dir=folder, num_iterations=given.iterations, seed=seed,
                     report_to="none", show_progress_bar=False,
                 ),
-                train_dataset=table(drawn), eval_dataset=table(test), metric="accuracy",
+                train_dataset=table(drawn),
             )  # fmt: skip
             trainer.train()
             seconds = time.monotonic() - began
-            found = trainer.evaluate()
-        print(json.dumps({"peer": "setfit", "seed": seed, **found, "seconds": seconds}), flush=True)
+        rows = table(test)
+        right = [
+            int(found) == label
+            for found, label in zip(
+                model.predict(list(rows["text"])), list(rows["label"]), strict=True
+            )
+        ]
+        found = {"seed": seed, "accuracy": sum(right) / len(right), "seconds": seconds}
+        print(json.dumps({"peer": "setfit", **found}), flush=True)
 
 
 if __name__ == "__main__":
