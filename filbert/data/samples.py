@@ -132,6 +132,11 @@ class Sampler:
         slots = self._slots(weights)
         self.ends = np.cumsum(slots)  # (documents,) slots up to and with each
         self.size = int(self.ends[-1]) if self.documents else 0  # samples in a pass
+        if not self.size and self.documents and weights is not None:
+            raise UsageError(
+                f"--mix leaves none of {self.documents:,} documents; give a source that the shards "
+                "have a number above 0"
+            )
         if not self.size:
             raise FilbertError("the shards hold no document to draw samples from")
         self.weighted = weights is not None

@@ -21,6 +21,7 @@ No [CLS] or [SEP], no sentence without a token, no document without a sentence. 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from filbert.errors import FilbertError, UsageError
 from filbert.layout import plain, strict_json
+from filbert.text.pretrained import read_vocabulary
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -221,6 +223,16 @@ def _check_vocab(folder: Path, manifest: Manifest) -> None:
     path = folder / VOCAB / "vocab.txt"
     if not path.is_file() or digest(path) != manifest.vocab_sha256:
         raise _damaged(path, "it is not the vocabulary that the tokens were made with")
+    full = path.with_name("tokenizer.json")  # where there is one, it is what a run reads
+    if full.is_file():
+        try:
+            found = json.loads(full.read_text("utf-8"))
+            words = {token["content"]: token["id"] for token in found["added_tokens"]}
+            words |= found["model"]["vocab"]
+        except (ValueError, KeyError, TypeError):
+            raise _damaged(full, "it holds no tokenizer") from None
+        if any(words.get(word) != number for word, number in read_vocabulary(path).items()):
+            raise _damaged(full, "its words are not those of the vocab.txt beside it")
 
 
 def _open_shard(folder: Path, entry: ShardEntry, manifest: Manifest) -> Shard:

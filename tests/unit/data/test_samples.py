@@ -329,6 +329,9 @@ def test_one_sentence_longer_than_a_sample() -> None:
 def test_what_cannot_be_sampled_is_told() -> None:
     with pytest.raises(UsageError, match="--objective none"):
         sampler([[[5, 6], [7]]])
+    shard = Memory(np.arange(9), np.array([0, 4, 9]), np.array([0, 2]), np.array([0]))
+    with pytest.raises(UsageError, match="--mix leaves none of 1 documents"):
+        Sampler([shard], cls_id=2, sep_id=3, max_length=16, objective="none", weights=np.zeros(1))
     with pytest.raises(UsageError, match="--mix leaves 1 of 3"):  # each in a shard of its own
         Sampler(
             [

@@ -141,6 +141,21 @@ def test_another_vocabulary_is_told(folder: Path) -> None:
         open_shards(folder)
 
 
+def test_a_tokenizer_of_other_words_is_told(folder: Path) -> None:
+    """It is what a run reads, so it must say what the checked vocab.txt says."""
+    full = folder / VOCAB / "tokenizer.json"
+    content = {"added_tokens": [{"content": "[PAD]", "id": 0}], "model": {"vocab": {"[PAD]": 0}}}
+    full.write_text(json.dumps(content), "utf-8")
+    open_shards(folder)
+    content["model"] = {"vocab": {"[PAD]": 1, "the": 0}}
+    full.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(FilbertError, match=r"tokenizer.json is damaged: its words are not those"):
+        open_shards(folder)
+    full.write_text('{"model": []}', "utf-8")
+    with pytest.raises(FilbertError, match="it holds no tokenizer"):
+        open_shards(folder)
+
+
 def edit(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / MANIFEST).read_text("utf-8"))
     (folder / MANIFEST).write_text(json.dumps({**content, **changes}), "utf-8")
