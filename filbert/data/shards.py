@@ -226,12 +226,11 @@ def _check_vocab(folder: Path, manifest: Manifest) -> None:
     full = path.with_name("tokenizer.json")  # where there is one, it is what a run reads
     if full.is_file():
         try:
-            found = json.loads(full.read_text("utf-8"))
-            words = {token["content"]: token["id"] for token in found["added_tokens"]}
-            words |= found["model"]["vocab"]
+            words = dict(json.loads(full.read_text("utf-8"))["model"]["vocab"])
         except (ValueError, KeyError, TypeError):
             raise _damaged(full, "it holds no tokenizer") from None
-        if any(words.get(word) != number for word, number in read_vocabulary(path).items()):
+        lines = read_vocabulary(path)  # where a word is repeated, more than the words
+        if any(lines.get(word) != number for word, number in words.items()):
             raise _damaged(full, "its words are not those of the vocab.txt beside it")
 
 

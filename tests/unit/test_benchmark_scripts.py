@@ -182,7 +182,7 @@ def test_soak_counts_what_clients_see(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.requests > 0 and found.answers > found.requests and found.refused > 0
     assert (found.differing, found.largest) == (0, 0.0)
     # a busy machine takes fewer than every tenth of a second
-    assert 2 <= len(samples) <= 6 and samples[-1][0] >= 0.5 and samples[-1][1] > 2**20
+    assert 1 <= len(samples) <= 6 and samples[-1][0] >= 0.5 and samples[-1][1] > 2**20
     found, _ = soak.soak(Lengths(off=0.5), 0.3, seed=0)
     assert found.differing > 0 and found.largest == pytest.approx(0.5)
     with pytest.raises(RuntimeError, match="damaged"):

@@ -144,7 +144,7 @@ def test_another_vocabulary_is_told(folder: Path) -> None:
 def test_a_tokenizer_of_other_words_is_told(folder: Path) -> None:
     """It is what a run reads, so it must say what the checked vocab.txt says."""
     full = folder / VOCAB / "tokenizer.json"
-    content = {"added_tokens": [{"content": "[PAD]", "id": 0}], "model": {"vocab": {"[PAD]": 0}}}
+    content = {"model": {"vocab": {"[PAD]": 0}}}
     full.write_text(json.dumps(content), "utf-8")
     open_shards(folder)
     content["model"] = {"vocab": {"[PAD]": 1, "the": 0}}
