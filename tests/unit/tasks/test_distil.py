@@ -148,13 +148,19 @@ def small(kind: str) -> classify.Classifier:
     return ModernBertForSequenceClassification(config).eval()
 
 
+def three_texts() -> Batch:
+    """The last of them in several windows."""
+    texts = ["the river bank", "lunch", "free call now " * 6]
+    encoded = classify.encode(
+        BertTokenizer(VOCABULARY), texts, None, max_length=12, windows=True, stride=2
+    )
+    return encoded.gather(np.arange(3))
+
+
 @pytest.mark.parametrize("kind", ["bert", "modern"])
 def test_states_are_those_of_first_tokens(kind: str) -> None:
     """Against one text at a time on the padded path; a text of two windows has the mean of both."""
-    model, tokenizer = small(kind), BertTokenizer(VOCABULARY)
-    texts = ["the river bank", "lunch", "free call now " * 6]
-    encoded = classify.encode(tokenizer, texts, None, max_length=12, windows=True, stride=2)
-    batch = encoded.gather(np.arange(3))
+    model, batch = small(kind), three_texts()
     with torch.no_grad():
         logits, states = distil.logits_and_states(model, batch, [1, 2])
         assert torch.allclose(logits, classify.logits_of(model, batch), atol=1e-5)
@@ -173,10 +179,7 @@ def test_states_are_those_of_first_tokens(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["bert", "modern"])
 def test_states_with_maps_are_those_without(kind: str) -> None:
     """On the padded grid as on the packed batch; a row of a map sums to 1, over real tokens."""
-    model, tokenizer = small(kind), BertTokenizer(VOCABULARY)
-    texts = ["the river bank", "lunch", "free call now " * 6]
-    encoded = classify.encode(tokenizer, texts, None, max_length=12, windows=True, stride=2)
-    batch = encoded.gather(np.arange(3))
+    model, batch = small(kind), three_texts()
     with torch.no_grad():
         logits, states = distil.logits_and_states(model, batch, [1, 2])
         again, same, maps = distil.states_and_maps(model, batch, [1, 2])
