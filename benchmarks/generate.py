@@ -152,9 +152,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    from filbert.data.pairs import read_sources
+    from filbert.data.pairs import stream_sources
 
-    texts = list(islice(read_sources(args.data, format="text"), args.rows))
+    texts = [text for _, text, _ in islice(stream_sources(args.data, format="text"), args.rows)]
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(args.bundle) if args.bundle else Path(temp)
         if args.bundle is None:

@@ -3,6 +3,8 @@ that are none."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import json
 import sys
@@ -35,6 +37,22 @@ def script(name: str) -> ModuleType:
 
 
 engine, soak, bulk = script("engine"), script("soak"), script("bulk")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_scripts_import_names_that_exist(path: Path) -> None:
+    # most of their imports stand in functions, where a renamed one would show hours later
+    tree = ast.walk(ast.parse(path.read_text("utf-8")))
+    found = [
+        node
+        for node in tree
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("filbert")
+    ]
+    for node in found:
+        module = importlib.import_module(str(node.module))
+        for name in node.names:
+            if not hasattr(module, name.name):
+                importlib.import_module(f"{node.module}.{name.name}")  # a module, or it is an error
 
 
 # --- engine.py -----------------------------------------------------------------------------------
