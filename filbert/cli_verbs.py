@@ -187,6 +187,21 @@ def _verify(folder: str, typed: dict[str, Any], recipe: str | None, as_json: boo
         print(f"{folder}: {len(shards.shards)} shards, every file is what its checksum says")
 
 
+def _join(folder: str, typed: dict[str, Any], recipe: str | None, as_json: bool) -> None:
+    from filbert.data.join_shards import join_shards
+
+    manifest = join_shards(typed.get("corpus", []), folder)
+    if as_json:
+        print_json({"out": folder, **manifest.counts.model_dump()})
+        return
+    counts = manifest.counts
+    print(
+        f"{folder}: {counts.documents:,} documents, {counts.tokens:,} tokens in "
+        f"{len(manifest.shards)} shards of {len(typed['corpus'])} folders; duplicates between the "
+        "folders were not looked for"
+    )
+
+
 # Options of a run on which its samples depend.
 SAMPLE_OPTIONS = (
     *("objective", "masking", "mask_rate", "short_prob", "mix"),
@@ -317,6 +332,11 @@ VERBS = (
                 SAMPLE_OPTIONS,
             ),
             "verify": Instead("Read every file of these shards against its checksum", _verify),
+            "join": Instead(
+                "Make one folder of several: CORPUS are the folders of shards",
+                _join,
+                takes=("corpus",),
+            ),
         },
     ),
     Verb(
