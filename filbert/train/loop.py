@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ from filbert.train.options import RunOptions
 from filbert.train.parallel import World
 from filbert.train.schedule import learning_rate, learning_rate_at
 from filbert.train.sharded import padded
-from filbert.train.signals import SignalFlag
+from filbert.train.signals import SignalFlag, Stopped
 from filbert.train.track import Tracker
 
 SAVE_SECONDS = 120.0  # time between checkpoints where no number of steps is given
@@ -66,6 +66,7 @@ class Progress:
     marks: int = 0  # evaluations due so far, where they are spread over the run
     step_seconds: float = 0.0  # in training steps, evaluation and saving left out
     seconds: float = 0.0  # in all, over all sessions of this run
+    unassessed: bool = False  # an evaluation was due at this step and was broken off
     # once memory ran out: the tokens of a batch as the options say, and as they are since then
     halved: list[int] = field(default_factory=list)
 
@@ -204,8 +205,13 @@ def fit(
 
     def assess() -> None:
         assessing = time.monotonic()
-        with average.in_model() if average else nullcontext():
+        progress.unassessed = True
+        with (
+            average.in_model() if average else nullcontext(),
+            signals.breaking() if alone else nullcontext(),
+        ):
             scores = evaluate(model)
+        progress.unassessed = False
         model.train()
         value = scores[metric]
         value = -math.inf if value is None or math.isnan(value) else float(value)
@@ -232,6 +238,8 @@ def fit(
         if optimizer.shards is not None:
             waiting, own = padded(waiting, world)
         while waiting:
+            if alone and signals.arrived:  # a step may take minutes, and is done again as it was
+                raise Stopped
             torch.manual_seed(step_seed(plan.seed, progress.step, part, world.rank))
             try:
                 loss, counted = batch_loss(model, waiting[0])
@@ -263,13 +271,33 @@ def fit(
         assert tallies is not None
         return tallies
 
+    def interrupted() -> Interrupted:
+        of = "" if plan.total_steps is None else f" of {plan.total_steps}"
+        return Interrupted(
+            f"stopped by {signals.arrived or 'a signal'} at step {progress.step}{of}; saved. Go on "
+            "with --resume"
+        )
+
+    @contextmanager
+    def saving_when_stopped() -> Iterator[None]:
+        try:
+            yield
+        except Stopped:  # within a step, or an evaluation: what is of it is dropped
+            optimizer.drop_gradients()
+            save()
+            raise interrupted() from None
+
     started, before, saved_at = time.monotonic(), progress.seconds, time.monotonic()
     logged_at = time.monotonic()
     log_every = max(1, plan.total_steps // LOG_ROWS) if plan.total_steps is not None else 1
     model.train()
     if (path := training_path(model)) is not None:
         tracker.message(path)
-    with SignalFlag() as signals:
+    # several processes stop together, after a step
+    signals, alone = SignalFlag(), world.size == 1
+    with signals, saving_when_stopped():
+        if progress.unassessed:
+            assess()
         while progress.done < 1 and not progress.stopped:
             step_started = time.monotonic()
             rate: dict[str, Any] = {
@@ -353,13 +381,9 @@ def fit(
                 save()
                 saved_at = started + (seconds - before)
             if signalled:
-                of = "" if plan.total_steps is None else f" of {plan.total_steps}"
-                raise Interrupted(
-                    f"stopped by {signals.arrived or 'a signal'} at step {progress.step}{of}; "
-                    "saved. Go on with --resume"
-                )
-    if progress.best_value is None:
-        assess()  # nothing was left to train, and nothing was evaluated
+                raise interrupted()
+        if progress.best_value is None:
+            assess()  # nothing was left to train, and nothing was evaluated
     progress.seconds = elapsed()
     world.wait()
     if world.first and optimizer.shards is None:

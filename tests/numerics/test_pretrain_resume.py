@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from filbert.errors import FilbertError, UsageError
 from filbert.tasks import pretrain as task
 from filbert.train import state
+from filbert.train.loop import Interrupted
 from filbert.train.pretrain import pretrain
 from filbert.train.pretrain_options import PretrainOptions
 from tests.tiny_shards import tiny_shards
@@ -175,3 +178,67 @@ def test_words_weigh_as_much_in_both_phases(
         masking="token",
     )  # fmt: skip
     assert full[5] > 30 and full[7] > 10  # of 56 and 24 samples
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def test_a_signal_breaks_a_long_step_off(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of several batches does not end first: the step is done again when the run goes on."""
+    run(shards, tmp_path / "whole", save_every=0)
+    original, calls = task.loss, 0
+
+    def loss(model: Any, batch: task.Batch, **rest: Any) -> Any:
+        nonlocal calls
+        if model.training:
+            calls += 1
+            if batch.numbers[0] == 5 * 8:  # the first batch of the sixth step
+                signal.raise_signal(signal.SIGTERM)
+        return original(model, batch, **rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM at step 5 of"):
+        patch.setattr(task, "loss", loss)
+        run(shards, tmp_path / "cut", save_every=0)
+    assert calls < 6 * 3  # a step has three batches or more
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").glob("step-*")] == [
+        "step-000000005"
+    ]
+    run(shards, tmp_path / "cut", resume=True, save_every=0)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_signal_breaks_an_evaluation_off(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    """It is done again, from its beginning, before the run goes on."""
+    changes: dict[str, Any] = {"eval_every": 5, "ema": ema, "save_every": 0}
+    run(shards, tmp_path / "whole", **changes)
+    original, calls = task.evaluate, 0
+
+    def evaluate(*given: Any, **rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 5):  # of steps 10 and 20, the last
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the evaluation went on")
+        return original(*given, **rest)
+
+    monkeypatch.setattr(task, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="SIGINT at step 10 of 20"):
+        run(shards, tmp_path / "cut", **changes)
+    assert state.read(tmp_path / "cut" / "checkpoints" / "step-000000010").record["progress"][
+        "unassessed"
+    ]
+    with pytest.raises(Interrupted, match="SIGINT at step 20 of 20"):
+        run(shards, tmp_path / "cut", resume=True, **changes)
+    run(shards, tmp_path / "cut", resume=True, **changes)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    rows = [
+        [(row["step"], row["loss"]) for row in map(json.loads, log.read_text().splitlines())
+         if row["kind"] == "eval"]
+        for log in (tmp_path / name / "metrics.jsonl" for name in ("whole", "cut"))
+    ]  # fmt: skip
+    assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [5, 10, 15, 20]
