@@ -271,10 +271,17 @@ def save_bundle(
     tokenizer = copy(tokenizer)  # the caller's stays as it is
     fit_tokenizer(tokenizer, model.config)
     tokenizer.save_pretrained(target)
-    write_file(target / "README.md", model_card(name or target.name, model, manifest))
-    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
-    write_file(target / MANIFEST, text + "\n")
+    write_manifest(target, model, manifest, name=name)
     return target
+
+
+def write_manifest(
+    folder: Path, model: PretrainedModel, manifest: Manifest, *, name: str | None = None
+) -> None:
+    """Write what a bundle says of itself: its card, then `filbert.json`."""
+    write_file(folder / "README.md", model_card(name or folder.name, model, manifest))
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False)
+    write_file(folder / MANIFEST, text + "\n")
 
 
 def model_card(name: str, model: PretrainedModel, manifest: Manifest) -> str:

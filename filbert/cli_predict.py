@@ -38,6 +38,7 @@ def predict(options: PredictOptions, as_json: bool) -> None:
         raise UsageError("--pair goes with exactly one text")
     if options.context is not None and (options.file or options.pair is not None):
         raise UsageError("--context goes with neither --file nor --pair")
+    from filbert.infer.empty_texts import empty_note, told
     from filbert.infer.predict import WINDOW, as_json_text, load
 
     model = load(options.bundle, **chosen(options, MACHINE))
@@ -52,7 +53,11 @@ def predict(options: PredictOptions, as_json: bool) -> None:
     check_second(options, model)
     alone = len(texts) == 1
     window = 1 if sys.stdin is not None and sys.stdin.isatty() else WINDOW
+    empty = 0
     for row, answer in answered(options, model, window=window, **given):
+        if "error" not in answer and (note := empty_note(row)):
+            empty += 1
+            answer = {**answer, "note": note}
         asked = row[0] if options.context is not None and not isinstance(row, str) else row
         if as_json:
             print(as_json_text(answer))
@@ -60,6 +65,8 @@ def predict(options: PredictOptions, as_json: bool) -> None:
             print(f"error: {answer['error']}")
         else:
             print(model.line(answer, None if alone else asked))
+    if empty:
+        print(told(empty), file=sys.stderr)
 
 
 def check_second(options: PredictOptions, model: Any) -> None:
@@ -81,8 +88,9 @@ def answered(
     options: PredictOptions, model: Any, *, window: int, **given: Any
 ) -> Iterator[tuple[Any, Any]]:
     """Each text, or line of standard input, with its answer."""
+    from filbert.data.tables import BadRow
     from filbert.infer.predict import stream
-    from filbert.infer.typed_lines import BadLine, answered_lines, typed_rows
+    from filbert.infer.typed_lines import answered_lines, typed_rows
 
     context = None
     if options.context is not None:
@@ -97,7 +105,7 @@ def answered(
         return
     lines = typed_rows(sys.stdin, pairs=model.manifest.pair and context is None)
     if context is not None:
-        lines = (line if isinstance(line, BadLine) else (line, context) for line in lines)
+        lines = (line if isinstance(line, BadRow) else (line, context) for line in lines)
     yield from answered_lines(model, lines, window=window, strict=options.strict, **given)
 
 

@@ -4,13 +4,14 @@ A passage is some paragraphs of one file, about 800 characters; where it stands 
 known to the character. Words are compared in lower case and one width (NFKC); of Chinese text the
 characters and their pairs. The scores are those of the library bm25s (Robertson et al. 1994).
 
-    library = read_documents("docs/")
+    library = read_documents("docs/")                          # or with index=Path("kept/")
     numbers = library.search("How long is the guarantee?", count=20)
     library.text(numbers[0]), library.file(numbers[0]), library.begin[numbers[0]]
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import unicodedata
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from filbert.data.kept_arrays import StaleError, keep, kept
 from filbert.errors import FilbertError, UsageError, missing_extra
 from filbert.text.words import HAN
 
@@ -29,6 +31,7 @@ Ids = NDArray[np.int64]
 SUFFIXES = (".txt", ".md", ".rst", ".text")
 PASSAGE = 800  # characters from which on a passage ends with its line
 LONGEST = 1600  # and with which it ends in any case
+WORDS = "words.safetensors"  # what an index of words is called in its folder
 _HAN_RUNS = re.compile(f"([{HAN}]+)")
 _WORD = re.compile(r"\w+")
 _STOPS = re.compile(r"[.!?。！？；\s]")
@@ -50,6 +53,15 @@ class Documents:
     def __len__(self) -> int:
         return len(self.owner)
 
+    def digest(self) -> str:
+        """A sha256 of all names and texts, and of how they are cut and compared."""
+        found = hashlib.sha256(f"1 {PASSAGE} {LONGEST}\n".encode())  # 1: `passages`, `terms`
+        for name, text in zip(self.names, self.texts, strict=True):
+            for part in (name, text):
+                raw = part.encode("utf-8", "surrogatepass")
+                found.update(len(raw).to_bytes(8, "little") + raw)
+        return found.hexdigest()
+
     def text(self, passage: int) -> str:
         """The raw text of a passage."""
         return self.texts[self.owner[passage]][self.begin[passage] : self.end[passage]]
@@ -66,16 +78,16 @@ class Documents:
         return [int(place) for place in order if scores[place] > 0]
 
 
-def read_documents(folder: str | os.PathLike[str], *, encoding: str = "utf-8") -> Documents:
+def read_documents(
+    folder: str | os.PathLike[str], *, encoding: str = "utf-8", index: Path | None = None
+) -> Documents:
     """Read the text files of a folder and those below it, and index them.
 
-    Files of other kinds, unreadable and empty ones are told in `notes`. Raises `UsageError` for a
-    folder that is not there, `FilbertError` where nothing in it can be read.
+    `index`: a folder that keeps the index for the next call; where the documents have changed
+    since, or it is damaged, it is made anew. That, files of other kinds, unreadable and empty ones
+    are told in `notes`. Raises `UsageError` for a folder that is not there, `FilbertError` where
+    nothing in it can be read.
     """
-    try:
-        import bm25s
-    except ImportError:
-        raise missing_extra("bm25s", "tasks") from None
     root = Path(folder)
     if not root.is_dir():
         raise UsageError(f"{root} is no folder; name one with text files ({', '.join(SUFFIXES)})")
@@ -113,9 +125,44 @@ def read_documents(folder: str | os.PathLike[str], *, encoding: str = "utf-8") -
     places = [(number, a, b) for number, text in enumerate(texts) for a, b in passages(text)]
     owner, begin, end = np.asarray(places, dtype=np.int64).T
     found = Documents(names, texts, owner, begin, end, notes)
-    found.index = bm25s.BM25()
-    found.index.index([terms(found.text(i)) for i in range(len(found))], show_progress=False)
+    if index is not None and index.exists() and not index.is_dir():
+        raise UsageError(f"--index {index} is a file; name a folder, which is made if need be")
+    found.index = _indexed(found, None if index is None else index / WORDS)
     return found
+
+
+def _indexed(documents: Documents, path: Path | None) -> Any:
+    """The BM25 index of these documents: from the file, or made, and kept in it."""
+    try:
+        import bm25s
+    except ImportError:
+        raise missing_extra("bm25s", "tasks") from None
+    made = bm25s.BM25()
+    stamp = f"{documents.digest()} bm25s {bm25s.__version__}"
+    if path is not None and (arrays := kept_or_told(path, stamp, documents.notes)) is not None:
+        names = bytes(arrays.pop("terms")).decode().split("\n")
+        made.scores = {**arrays, "num_docs": len(documents)}
+        made.vocab_dict = {name: number for number, name in enumerate(names)}
+        made.nonoccurrence_array = None  # of kinds of BM25 that are not used here
+        return made
+    made.index([terms(documents.text(i)) for i in range(len(documents))], show_progress=False)
+    if path is not None:
+        names = sorted(made.vocab_dict, key=made.vocab_dict.__getitem__)
+        arrays = {name: made.scores[name] for name in ("data", "indices", "indptr")}
+        arrays["terms"] = np.frombuffer("\n".join(names).encode(), np.uint8)
+        keep(path, arrays, stamp)
+    return made
+
+
+def kept_or_told(path: Path, stamp: str, notes: list[str]) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a file, or None where they are to be made; why they are made anew is noted."""
+    try:
+        return kept(path, stamp)
+    except StaleError:
+        notes.append(f"{path} was made of other documents or settings; it is made anew")
+    except FilbertError as error:
+        notes.append(f"{path} is damaged and is made anew ({error})")
+    return None
 
 
 def passages(text: str) -> list[tuple[int, int]]:

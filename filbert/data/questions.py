@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from filbert.data.tables import kind_of, read_rows, shown_name
+from filbert.data.tables import BadRow, Row, kind_of, read_rows, shown_name
 from filbert.errors import FilbertError, UsageError
 
 Ids = NDArray[np.int64]
@@ -96,42 +96,65 @@ def read_questions(
     *,
     encoding: str = "utf-8",
     mismatch: Mismatch = "skip",
-    need_answers: bool = True,
 ) -> Questions:
     """The questions of a file: .json (also .gz, .xz, .zst), .jsonl, .parquet, or hub:owner/name.
 
     An answer whose text does not stand at its place is told and counted in `notes` and keeps its
-    text without the place (`skip`), or is an error (`refuse`). `need_answers`: a question must say
-    what answers it, or that nothing does. Raises `FilbertError` naming article, paragraph and
-    question for another layout, an empty context, an empty question or an id that comes twice;
-    `UsageError` for a file that is not there.
+    text without the place (`skip`), or is an error (`refuse`). A question must say what answers it,
+    or that nothing does. Raises `FilbertError` naming article, paragraph and question for another
+    layout, an empty context, an empty question or an id that comes twice; `UsageError` for a file
+    that is not there.
     """
     name = os.fspath(path)
     shown = shown_name(name)
-    reader = _Reader(shown, mismatch, need_answers)
+    reader = _Reader(shown, mismatch)
     if name.startswith("hub:") or kind_of(name) in ("jsonl", "parquet"):
         for row in read_rows(name, encoding=encoding):
             place = f"row {row.number}"
             reader.question(row.values, row.values.get("context"), place)
     else:
-        lines = read_rows(name, format="text", encoding=encoding)
-        text = "\n".join(row.values["text"] for row in lines)
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FilbertError(f"{shown} is no JSON ({error}); {LAYOUT}") from None
-        for article, paragraph, place in _paragraphs(content, shown):
-            context = paragraph.get("context")
-            questions = paragraph.get("qas")
-            if not isinstance(questions, list):
-                raise FilbertError(f'{shown}, {place}: no list "qas"; {LAYOUT}')
+        for title, context, questions, place in _paragraphs(name, shown, encoding):
             for number, item in enumerate(questions, 1):
-                reader.question(item, context, f"{place}, question {number}", title=article)
+                reader.question(item, context, f"{place}, question {number}", title=title)
     return reader.result()
 
 
-def _paragraphs(content: Any, shown: str) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(title, paragraph, place in words) of a SQuAD file; `FilbertError` for another layout."""
+def stream_unanswered(
+    path: str | os.PathLike[str], *, encoding: str = "utf-8"
+) -> Iterator[tuple[Row, Any, Any]]:
+    """(row with its `id`, question, context) of each question of a SQuAD file, for prediction: what
+    answers them is not looked at. A question that cannot be read (empty, without a context, with
+    the id of another one) has a `BadRow` in its place, which names article, paragraph and question.
+
+    Raises `FilbertError` for another layout, `UsageError` for a file that is not there.
+    """
+    name = os.fspath(path)
+    shown = shown_name(name)
+    reader = _Reader(shown, "skip")
+    row = 0
+    for title, context, questions, place in list(_paragraphs(name, shown, encoding)):
+        for number, item in enumerate(questions, 1):
+            at = f"{place}, question {number}"
+            row += 1
+            try:
+                key, text, _ = reader.checked(item, context, at, title=title)
+            except FilbertError as error:
+                key = str(item.get("id", at)) if isinstance(item, dict) else at
+                yield Row(row, {"id": key}), BadRow(str(error).removeprefix(f"{shown}, ")), ""
+            else:
+                yield Row(row, {"id": key}), text, context
+    if not row:
+        raise FilbertError(f"{shown} holds no questions; {LAYOUT}")
+
+
+def _paragraphs(name: str, shown: str, encoding: str) -> Iterator[tuple[str, Any, list[Any], str]]:
+    """(title, context, questions, place in words) of each paragraph of a SQuAD file; `FilbertError`
+    for another layout."""
+    lines = read_rows(name, format="text", encoding=encoding)
+    try:
+        content = json.loads("\n".join(row.values["text"] for row in lines))
+    except (ValueError, RecursionError) as error:
+        raise FilbertError(f"{shown} is no JSON ({error}); {LAYOUT}") from None
     articles = content.get("data") if isinstance(content, dict) else None
     if not isinstance(articles, list):
         kind = "a list" if isinstance(content, list) else "no data of articles"
@@ -147,14 +170,17 @@ def _paragraphs(content: Any, shown: str) -> Iterator[tuple[str, dict[str, Any],
             where = f"article {number}, paragraph {place}"
             if not isinstance(paragraph, dict):
                 raise FilbertError(f"{shown}, {where}: not an object; {LAYOUT}")
-            yield title, paragraph, where
+            questions = paragraph.get("qas")
+            if not isinstance(questions, list):
+                raise FilbertError(f'{shown}, {where}: no list "qas"; {LAYOUT}')
+            yield title, paragraph.get("context"), questions, where
 
 
 class _Reader:
     """Collects questions, holding each to what it must be."""
 
-    def __init__(self, shown: str, mismatch: Mismatch, need_answers: bool) -> None:
-        self.shown, self.mismatch, self.need_answers = shown, mismatch, need_answers
+    def __init__(self, shown: str, mismatch: Mismatch) -> None:
+        self.shown, self.mismatch = shown, mismatch
         self.contexts: dict[str, int] = {}
         self.seen: dict[str, str] = {}  # id -> place
         self.rows: list[tuple[int, str, str, list[Gold], str]] = []
@@ -163,6 +189,15 @@ class _Reader:
         self.all_answers = 0
 
     def question(self, item: Any, context: Any, place: str, *, title: str = "") -> None:
+        name, text, where = self.checked(item, context, place, title=title)
+        answers = self.answers(item, context, where, name)
+        number = self.contexts.setdefault(context, len(self.contexts))
+        self.rows.append((number, text, name, answers, place))
+
+    def checked(
+        self, item: Any, context: Any, place: str, *, title: str = ""
+    ) -> tuple[str, str, str]:
+        """(id, question, place for messages) of a question that can be asked; `FilbertError`."""
         where = f"{self.shown}, {place}" + (f" ({title[:40]})" if title else "")
         if not isinstance(item, dict):
             raise FilbertError(f"{where}: not an object; {LAYOUT}")
@@ -182,9 +217,7 @@ class _Reader:
         self.seen[name] = place
         for value, what in ((context, "context"), (text, "question")):
             _check_unicode(value, what, where)
-        answers = self.answers(item, context, where, name)
-        number = self.contexts.setdefault(context, len(self.contexts))
-        self.rows.append((number, text, name, answers, place))
+        return name, text, where
 
     def answers(self, item: dict[str, Any], context: str, where: str, name: str) -> list[Gold]:
         given = item.get("answers")
@@ -194,8 +227,6 @@ class _Reader:
                 raise FilbertError(f"{where}: {len(texts)} answer texts but {len(starts)} places")
             given = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
         if item.get("is_impossible") is True:
-            return []
-        if given is None and not self.need_answers:
             return []
         if not isinstance(given, list):
             raise FilbertError(

@@ -85,6 +85,11 @@ class Row:
     values: dict[str, Any]
 
 
+class BadRow(str):
+    """What is wrong with a row that cannot be read, in place of its text: it is answered by an
+    error, and the others go on."""
+
+
 def read_rows(
     path: str | os.PathLike[str],
     *,

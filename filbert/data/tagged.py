@@ -27,7 +27,7 @@ from itertools import chain
 from typing import Any
 
 from filbert.data.examples import stream_texts
-from filbert.data.tables import KNOWN, Row, kind_of, read_rows, shown_name
+from filbert.data.tables import KNOWN, BadRow, Row, kind_of, read_rows, shown_name
 from filbert.data.tag_schemes import Span, scheme_of, split_tag, to_bio
 from filbert.data.told_rows import ToldRows
 from filbert.errors import FilbertError, UsageError
@@ -128,7 +128,7 @@ def read_tagged(
             raise UsageError(f"{source} is a table; {LAYOUT}")
         rows = read_rows(name, format="text", encoding=encoding)
         part = Tagged(source, [])
-        for number, words, tags in _sentences(rows, source, word_column, tag_column):
+        for number, words, tags, _ in _sentences(rows, source, word_column, tag_column):
             part.numbers.append(number)
             part.words.append(words)
             part.tags.append(tags)
@@ -149,9 +149,10 @@ def stream_untagged(
     second text of a pair or None); tags need not be there.
 
     CoNLL (`format`, or a name that is not that of a table or a text) gives the words of each
-    sentence, out of column 1 or the one that `text_column` numbers. The rows of a table have a
-    column of texts or, as the first row says, of lists of words: `text_column`, else one called
-    text, tokens or words. Raises what `read_tagged` and `stream_texts` do.
+    sentence, out of column 1 or the one that `text_column` numbers, or a `BadRow` for a sentence
+    with a line that has not as many columns as the first. The rows of a table have a column of
+    texts or, as the first row says, of lists of words: `text_column`, else one called text, tokens
+    or words. Raises what `read_tagged` and `stream_texts` do.
     """
     name = os.fspath(path)
     table = name == "-" or name.startswith("hub:") or ".json" in name.lower() or kind_of(name)
@@ -167,8 +168,8 @@ def stream_untagged(
             )
         lines = read_rows(name, format="text", encoding=encoding)
         found = _sentences(lines, shown_name(name), column, None)
-        for number, (_, words, _) in enumerate(found, 1):
-            yield Row(number, {}), {"tokens": words}, None
+        for number, (_, words, _, wrong) in enumerate(found, 1):
+            yield Row(number, {}), wrong or {"tokens": words}, None
         return
     reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
     if text_column is None and (os.path.isfile(name) or name.startswith("hub:")):
@@ -196,11 +197,13 @@ def split_holdout(part: Tagged, *, fraction: float, seed: int) -> tuple[Tagged, 
 
 def _sentences(
     rows: Iterable[Row], source: str, word_column: int, tag_column: int | None
-) -> Iterator[tuple[int, list[str], list[str]]]:
-    """(first line, words, tags) of each sentence; without a tag_column no tags. Blanks are ' ' and
-    tab alone: an ideographic space or a no-break space may be a word."""
+) -> Iterator[tuple[int, list[str], list[str], BadRow | None]]:
+    """(first line, words, tags, what is wrong) of each sentence. Without a tag_column there are no
+    tags, and a line of another width spoils its sentence alone; with one it is an error. Blanks are
+    ' ' and tab alone: an ideographic space or a no-break space may be a word."""
     words: list[str] = []
     tags: list[str] = []
+    wrong: BadRow | None = None
     start = 0
     known: dict[str, str] = {}  # the few tags and the frequent words are kept once
     rows = iter(rows)
@@ -217,9 +220,9 @@ def _sentences(
     for row in chain(head, rows):
         line = row.values["text"]
         if not line.strip(" \t"):
-            if words:
-                yield start, words, tags
-                words, tags = [], []
+            if words or wrong:
+                yield start, words, tags, wrong
+                words, tags, wrong = [], [], None
             continue
         if line.startswith("-DOCSTART-"):
             continue
@@ -230,11 +233,15 @@ def _sentences(
         if len(cells) != width:
             between = "tabs" if tabs else "blanks"
             column = "column" if len(cells) == 1 else "columns"
-            raise FilbertError(
-                f"{source}, line {row.number}: {len(cells)} {column}, but line {first.number} has "
+            told = (
+                f"line {row.number}: {len(cells)} {column}, but line {first.number} has "
                 f"{width} (by {between}): {line[:60]!r}. "
                 + ("Add what is missing" if len(cells) < width else "Is there a blank in a word?")
             )
+            if tag_column is not None:
+                raise FilbertError(f"{source}, {told}")
+            wrong = wrong or BadRow(told)
+            continue
         if word_column not in (1, -width) and _PARTIAL.fullmatch(cells[0]):
             continue
         if not words:
@@ -248,8 +255,8 @@ def _sentences(
             raise FilbertError(f"{source}, line {row.number}: no tag beside {word!r}; write one")
         words.append(known.setdefault(word, word))
         tags.append(known.setdefault(tag, tag))
-    if words:
-        yield start, words, tags
+    if words or wrong:
+        yield start, words, tags, wrong
 
 
 def _first_line(rows: Iterator[Row]) -> tuple[list[Row], Row | None]:

@@ -28,8 +28,8 @@ import torch
 
 from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
-from filbert.data.questions import Questions, read_questions
-from filbert.data.tables import Row
+from filbert.data.questions import Questions, read_questions, stream_unanswered
+from filbert.data.tables import BadRow, Row
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.predict import WINDOW, check_count, check_rows, shown, stream, text_problem
 from filbert.model.device import for_inference
@@ -113,6 +113,8 @@ class Answerer:
             row = (row["question"], row["context"])
         if not (isinstance(row, tuple | list) and len(row) == 2):
             return f"expected a pair (question, context), got {shown(row)}"
+        if isinstance(row[0], BadRow):
+            return str(row[0])
         for text, what in zip(row, ("question", "context"), strict=True):
             if told := text_problem(text):
                 return f"{what}: {told}"
@@ -145,7 +147,7 @@ class Answerer:
         """(row, question, context) of each question of a file: SQuAD's layout (.json), read whole,
         or a table with two such columns, in constant memory. A row may have an `id`.
 
-        Raises what `read_questions` and `stream_texts` do.
+        Raises what `stream_unanswered` and `stream_texts` do.
         """
         if format is not None or not SQUAD.search(os.fspath(path)):
             yield from stream_texts(
@@ -158,10 +160,7 @@ class Answerer:
                 f"{path}: --text-column and --pair-column are for tables; a .json is read in the "
                 "layout of SQuAD. Leave them out, or add --format jsonl for an object a line"
             )
-        asked = read_questions(path, encoding=encoding, need_answers=False)
-        for place, owner in enumerate(asked.owner.tolist()):
-            row = Row(place + 1, {"id": asked.ids[place]})
-            yield row, asked.texts[place], asked.contexts[owner]
+        yield from stream_unanswered(path, encoding=encoding)
 
     def answer_rows(
         self, rows: Sequence[Any], *, n_best: int = 1, threshold: float | None = None

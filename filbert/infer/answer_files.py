@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filbert.atomic import atomic_path
-from filbert.data.tables import Row
+from filbert.data.tables import BadRow, Row
 from filbert.data.tag_schemes import bio_of
 from filbert.errors import FilbertError, UsageError
 
@@ -37,7 +37,7 @@ def check_first(layout: str, row: Row, given: Any, target: Path) -> None:
             f"--out {target} becomes an object of ids and answers, but the questions have no id; "
             "add a column id, or name a .jsonl file"
         )
-    if layout == ".conll" and not isinstance(given, dict):
+    if layout == ".conll" and not isinstance(given, dict | BadRow):
         raise UsageError(
             f"--out {target} becomes words with their tags, but the rows are texts; give words "
             '(CoNLL, or {"tokens": [...]}), or name a .jsonl file'

@@ -1,7 +1,7 @@
 """Ask a folder of documents: find passages by their words, read them, give the best answers.
 
     filbert ask docs/ "How long is the guarantee?" --bundle runs/qa
-    filbert ask docs/ "退货需要几天？" --bundle runs/qa-zh --embed runs/vectors
+    filbert ask docs/ "退货需要几天？" --bundle runs/qa-zh --embed runs/vectors --index kept/
 
     asker = Asker(load("runs/qa"), read_documents("docs/"))
     asker("How long is the guarantee?")    # [{"answer", "file", "start", "end", "score"}, ...]
@@ -10,26 +10,33 @@ A word search (BM25) chooses passages; with a model of sentence vectors those of
 put in the order of their likeness to the question; the answering model reads the first ones, and
 the spans of all of them compete. Of a model that may stay silent each span is measured against
 "no answer" in its own passage, and passages that do not answer give nothing.
+
+With `--index` the word index, and the vectors that were needed, are kept in a folder; they belong
+to the content of the documents and of the model, and are made anew where either has changed.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from filbert.bundle import what_fits
-from filbert.data.documents import Documents, read_documents
+from filbert.data.documents import Documents, kept_or_told, read_documents
+from filbert.data.kept_arrays import keep
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.answer import Answerer, as_questions
 from filbert.infer.ask_options import AskOptions
 from filbert.infer.embed import Embedder
 from filbert.infer.predict import as_json_text, check_count, load
+from filbert.infer.search import model_digest
 from filbert.tasks.answer import N_BEST, cut_out
 
 Answer = dict[str, Any]
+VECTORS = "vectors.safetensors"  # what those of passages are called in the folder of --index
 
 
 class Asker:
@@ -52,7 +59,7 @@ class Asker:
         check_count("candidates", candidates)
         self.answerer, self.documents, self.embedder = answerer, documents, embedder
         self.passages, self.candidates = passages, candidates
-        self._vectors: dict[int, NDArray[np.float32]] = {}  # of passages that were asked for
+        self.vectors: dict[int, NDArray[np.float32]] = {}  # of passages that were asked for
 
     def __call__(self, question: str, *, top_k: int = 3) -> list[Answer]:
         """The best answers, at most `top_k`, the likeliest first; none where nothing is found.
@@ -77,15 +84,19 @@ class Asker:
         found = self.documents.search(question, count=max(self.candidates, self.passages))
         if not found:
             return []
-        fresh = [number for number in found if number not in self._vectors]
+        fresh = [number for number in found if number not in self.vectors]
         if fresh:
-            vectors = self.embedder([self.documents.text(number) for number in fresh])
-            self._vectors.update(zip(fresh, vectors, strict=True))
+            self.vectors.update(zip(fresh, self.vectors_of(fresh), strict=True))
         asked = np.asarray(self.embedder(question))
-        table = np.stack([self._vectors[number] for number in found])
+        table = np.stack([self.vectors[number] for number in found])
         likeness = table @ asked / np.maximum(np.linalg.norm(table, axis=1), 1e-12)
         order = np.argsort(-likeness, kind="stable")[: self.passages]
         return [found[place] for place in order]
+
+    def vectors_of(self, numbers: list[int]) -> NDArray[np.float32]:
+        """(passages, d) the vectors of these passages."""
+        assert self.embedder is not None
+        return self.embedder([self.documents.text(number) for number in numbers])
 
     def read(self, question: str, numbers: list[int]) -> list[Answer]:
         """The answers that these passages give, the likeliest first."""
@@ -147,13 +158,20 @@ def ask(options: AskOptions, as_json: bool) -> None:
                 "of sentence vectors was expected (filbert train embed). "
                 f"{what_fits(options.embed, embedder.manifest)}"
             )
-    documents = read_documents(options.documents, encoding=options.encoding)
-    for note in documents.notes:
-        print(note, file=sys.stderr)
+    kept_in = None if options.index is None else Path(options.index)
+    documents = read_documents(options.documents, encoding=options.encoding, index=kept_in)
     asker = Asker(
         answerer, documents, embedder=embedder, passages=options.passages,
         candidates=options.candidates,
     )  # fmt: skip
+    path = stamp = None
+    if kept_in is not None and embedder is not None:
+        path, stamp = kept_in / VECTORS, stamp_of(documents, embedder)
+        if (arrays := kept_or_told(path, stamp, documents.notes)) is not None:
+            asker.vectors.update(zip(arrays["rows"].tolist(), arrays["vectors"], strict=True))
+    for note in documents.notes:
+        print(note, file=sys.stderr)
+    before = len(asker.vectors)
     found = {question: asker(question, top_k=options.top_k) for question in options.question}
     for question, answers in found.items():
         if as_json:
@@ -165,6 +183,14 @@ def ask(options: AskOptions, as_json: bool) -> None:
             print(line(answer))
         if not answers:
             print("(no answer in these documents)")
+    if path is not None and stamp is not None and len(asker.vectors) > before:
+        rows = np.fromiter(asker.vectors, np.int64, len(asker.vectors))
+        keep(path, {"rows": rows, "vectors": np.stack(list(asker.vectors.values()))}, stamp)
+
+
+def stamp_of(documents: Documents, embedder: Embedder) -> str:
+    """What kept vectors of passages belong to: the texts, the model, and how it is read."""
+    return f"{documents.digest()} {model_digest(embedder)} {embedder.settings} {embedder.dtype}"
 
 
 def line(answer: Answer) -> str:

@@ -21,6 +21,11 @@ class AskOptions(BaseModel):
     embed: str | None = Field(
         None, description="A model of sentence vectors, which puts the found passages in order"
     )
+    index: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder that keeps the word index, and vectors, for the next questions",
+    )
     top_k: int = Field(3, ge=1, le=1000, description="Answers for each question")
     passages: int = Field(20, ge=1, le=1000, description="Passages that are read for an answer")
     candidates: int = Field(

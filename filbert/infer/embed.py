@@ -12,6 +12,7 @@ Files: `write_vectors` makes a .npy of a file's texts in constant memory; JSONL 
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -28,12 +29,14 @@ from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
 from filbert.data.sentence_pairs import read_sentences
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.empty_texts import empty_note, told
 from filbert.infer.overlap import in_order, workers_for
 from filbert.infer.predict import (
     WINDOW,
     check_rows,
     finite,
     in_blocks,
+    is_pair,
     shown,
     tell_cut,
     text_problem,
@@ -44,6 +47,7 @@ from filbert.model.device import for_inference
 from filbert.tasks import embed
 
 Floats = NDArray[np.float32]
+logger = logging.getLogger("filbert")
 
 
 class Embedder:
@@ -124,7 +128,7 @@ class Embedder:
 
     def problem(self, row: Any) -> str | None:
         """What is wrong with a row, in words; None for a good one."""
-        if isinstance(row, tuple | list):
+        if is_pair(row):
             return "this model takes one text, got a pair"
         return text_problem(row)
 
@@ -198,7 +202,7 @@ def write_vectors(
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists already; name another --out, or add --overwrite")
     width = dimensions or embedder.model.config.hidden_size
-    count = 0
+    count = empty = 0
     rows = stream_texts(
         source, text_column=text_column, format=format, encoding=encoding, header=header
     )
@@ -215,8 +219,11 @@ def write_vectors(
         for block, vectors in in_order(vectors_of, windows(rows, WINDOW), workers=workers):
             file.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
             count += len(block)
+            empty += sum(empty_note(text) is not None for _, text, _ in block)
         file.seek(0)
         file.write(npy_header(count, width))
+    if empty:
+        logger.warning("%s: %s", source, told(empty))
     return count
 
 

@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple, Self
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.overlap import mark_worker, workers_for
 from filbert.infer.predict import MOST_THREADS, WINDOW, check_count
+from filbert.infer.warm_up import warm_rows
 from filbert.model import native
 
 Row = Any  # what the predictor takes
@@ -153,6 +155,15 @@ class Engine:
                 yield take()
         while ahead:
             yield take()
+
+    def warm_up(self) -> float:
+        """Answer a short row and a long one with the threads of this engine, so that the first
+        caller does not wait longer than those after; the seconds that it took."""
+        began = time.perf_counter()
+        for row, options in warm_rows(self.predictor):
+            for _ in range(self._workers):
+                self.submit(row, **options).result()
+        return time.perf_counter() - began
 
     def close(self) -> None:
         """Answer what waits, end the workers, and free the native encoder's weights unless another

@@ -15,15 +15,11 @@ from inspect import Parameter, signature
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from filbert.errors import UsageError, did_you_mean
-from filbert.infer.embed import Embedder
+from filbert.infer.difference import noted, of_outputs
 from filbert.infer.predict import Classifier, load
 from filbert.infer.score_rows import score_rows
 from filbert.tasks import metrics
-from filbert.tasks.calibrate import probabilities
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,14 +55,17 @@ def evaluate(
         core=core,
     )  # fmt: skip
     check_options(model, options)
-    found = noted(model) if precision in REDUCED else []
     began = time.monotonic()
-    record = model.evaluate(data, **options)
+    with noted(model) as found:
+        record = model.evaluate(data, **options)
     record.setdefault("seconds", round(time.monotonic() - began, 3))
     if precision in REDUCED:
-        exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens)
-        truth = noted(exact)
-        scores = exact.evaluate(data, **options)["scores"]
+        exact = load(
+            name, device=device, precision="float32", batch_tokens=batch_tokens, threads=threads,
+            core=core,
+        )  # fmt: skip
+        with noted(exact) as truth:
+            scores = exact.evaluate(data, **options)["scores"]
         record["against_float32"] = {
             "scores": scores, "change": changes(record["scores"], scores), "precision": precision,
             "outputs": of_outputs(model, found, truth) if found else None,
@@ -96,39 +95,6 @@ def changes(found: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, flo
         for key, value in found.items()
         if isinstance(value, int | float) and isinstance(exact.get(key), int | float)
     }
-
-
-def noted(model: Any) -> list[NDArray[np.float32]]:
-    """A list that fills with the logits or vectors of rows as `model` computes them from now on; of
-    other tasks it stays empty."""
-    found: list[NDArray[np.float32]] = []
-    if not isinstance(model, Classifier | Embedder):
-        return found
-    name = "logits" if isinstance(model, Classifier) else "vectors"
-    compute = getattr(model, name)
-
-    def noting(*rows: Any, **options: Any) -> Any:
-        found.append(compute(*rows, **options))
-        return found[-1]
-
-    setattr(model, name, noting)
-    return found
-
-
-def of_outputs(
-    model: Any, found: list[NDArray[np.float32]], truth: list[NDArray[np.float32]]
-) -> dict[str, Any]:
-    """The `largest` and the `mean` absolute difference of single numbers, and what they are `of`:
-    probabilities, scores of a regression, or vectors. found, truth: logits or vectors, (rows, d).
-    """
-    kind, numbers = "vectors", [np.concatenate(part).astype(np.float64) for part in (found, truth)]
-    if isinstance(model, Classifier):
-        problem, temperature = model.manifest.problem_type, model.manifest.temperature
-        assert problem is not None  # a classifier has one
-        kind = "scores" if problem == "regression" else "probabilities"
-        numbers = [probabilities(part, problem, temperature) for part in numbers]
-    apart = np.abs(numbers[0] - numbers[1])
-    return {"of": kind, "largest": float(apart.max()), "mean": float(apart.mean())}
 
 
 def evaluation_table(result: Mapping[str, Any]) -> RenderableType:

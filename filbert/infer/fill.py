@@ -26,7 +26,15 @@ from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
 from filbert.errors import FilbertError, UsageError
 from filbert.infer import predict
-from filbert.infer.predict import WINDOW, Answer, check_count, check_rows, shown, text_problem
+from filbert.infer.predict import (
+    WINDOW,
+    Answer,
+    check_count,
+    check_rows,
+    is_pair,
+    shown,
+    text_problem,
+)
 from filbert.tasks import fill, perplexity
 
 
@@ -86,7 +94,7 @@ class Filler:
 
     def problem(self, row: Any) -> str | None:
         """What is wrong with a row, in words; None for a good one."""
-        if isinstance(row, tuple | list):
+        if is_pair(row):
             return "this model takes one text, got a pair"
         return fill.problem(self.tokenizer, row) or text_problem(row)
 
@@ -170,7 +178,7 @@ class TextScorer:
 
     def problem(self, row: Any) -> str | None:
         """What is wrong with a row, in words; None for a good one."""
-        if isinstance(row, tuple | list):
+        if is_pair(row):
             return "this model takes one text, got a pair"
         return perplexity.problem(self.tokenizer, row) or text_problem(row)
 

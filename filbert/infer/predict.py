@@ -43,11 +43,14 @@ from torch import nn
 
 from filbert.bundle import Bundle, open_bundle
 from filbert.data.packing import Encoded
+from filbert.data.tables import BadRow
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.difference import check_compared, difference
 from filbert.infer.overlap import BLOCK, in_order, workers_for
+from filbert.infer.warm_up import warm_up as warmed
 from filbert.model import native
 from filbert.model.device import choose_device, choose_precision, for_inference
-from filbert.model.runtime import IN_PYTORCH, check_core
+from filbert.model.runtime import IN_PYTORCH, check_core, machine_of
 from filbert.tasks import classify
 
 logger = logging.getLogger("filbert")
@@ -77,15 +80,20 @@ def load(
     batch_tokens: int = 4096,
     threads: int | None = None,
     core: str = "auto",
+    compare: Sequence[Any] | None = None,
+    warm_up: bool = False,
 ) -> Any:
     """Open a bundle for prediction: a `Classifier`, or what `PREDICTORS` has for its task.
 
     `name` is a run folder, a Hugging Face folder, a hub name or an installed name. `batch_tokens`
     bounds the tokens computed at once; `threads` sets the CPU threads of this process. `core`:
     `auto` is PyTorch with the native encoder where it serves, `torch` PyTorch alone; `onnxruntime`
-    or `openvino` computes a folder that `filbert export` made, in float32 on the CPU. Raises
-    `FilbertError` where `name` cannot be found or has no head to answer with, `UsageError` for a
-    device or a precision that this machine, or the core, lacks.
+    or `openvino` computes a folder that `filbert export` made, in float32 on the CPU. `compare`:
+    rows, as `answer_rows` takes them, that are computed in float32 as well; the attribute
+    `difference` then says how far the two lie apart (`filbert/infer/difference.py`). `warm_up`: see
+    there (`filbert/infer/warm_up.py`). Raises `FilbertError` where `name` cannot be found or has no
+    head to answer with, or for rows that it cannot read, `UsageError` for a device or a precision
+    that this machine, or the core, lacks.
     """
     if not isinstance(name, str | PathLike):
         raise FilbertError(f"expected a folder or the name of a model, got {shown(name)}")
@@ -100,7 +108,7 @@ def load(
     if core in IN_PYTORCH:
         dtype, reason = choose_precision(precision, place)
     else:
-        place, dtype, reason = _of_core(core, str(device), precision)
+        place, dtype, reason = machine_of(core, str(device), precision)
     bundle = open_bundle(name, core=core, threads=threads)
     if bundle.manifest.task not in PREDICTORS:
         raise FilbertError(
@@ -117,7 +125,15 @@ def load(
             ]
         else:
             logger.info("int8 of %s is left: %s", bundle.folder, without)
-    return predictor_of(bundle, place, dtype, reason, batch_tokens)
+    predictor = predictor_of(bundle, place, dtype, reason, batch_tokens)
+    if compare is not None:
+        check_compared(compare, core)
+        check_rows(predictor, compare)
+        exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens, core=core)
+        predictor.difference = difference(predictor, exact, compare)
+    if warm_up:
+        warmed(predictor)
+    return predictor
 
 
 def predictor_of(
@@ -125,23 +141,11 @@ def predictor_of(
 ) -> Any:
     """What `PREDICTORS` has for the task of this bundle, which it takes over."""
     module, kind = PREDICTORS[bundle.manifest.task].split(":")
-    return getattr(import_module(module), kind)(
+    predictor = getattr(import_module(module), kind)(
         bundle, device=device, dtype=dtype, reason=reason, batch_tokens=batch_tokens
     )
-
-
-def _of_core(core: str, device: str, precision: str) -> tuple[torch.device, torch.dtype, str]:
-    """Device, precision and why: other cores compute in float32 on the CPU."""
-    for option, value, known in (
-        ("device", device, ("auto", "cpu")),
-        ("precision", precision, ("auto", "float32")),
-    ):
-        if value not in known:
-            raise UsageError(
-                f"{option} {value}: the core {core} computes in float32 on the CPU; leave "
-                f"--{option} out, or take --core auto"
-            )
-    return torch.device("cpu"), torch.float32, f"that of the core {core}"
+    predictor.difference = None  # of `load(compare=...)`
+    return predictor
 
 
 class Classifier:
@@ -290,7 +294,7 @@ class Classifier:
             if not (isinstance(row, tuple | list) and len(row) == 2):
                 return f"expected a pair (text, second text), got {shown(row)}"
             return text_problem(row[0]) or text_problem(row[1])
-        if isinstance(row, tuple | list):
+        if is_pair(row):
             return "this model takes one text, got a pair"
         return text_problem(row)
 
@@ -452,9 +456,16 @@ def _best(answer: Answer, count: int) -> Answer:
     return {**answer, "scores": dict(ranked)}
 
 
+def is_pair(row: Any) -> bool:
+    """Whether a row is two texts, which a model of single texts is told of in these words."""
+    return isinstance(row, tuple | list) and [type(part) for part in row] == [str, str]
+
+
 def text_problem(value: Any) -> str | None:
     """What is wrong with a text, in words; None for a good one. Every `problem` asks it: one text
     that the tokenizer refuses fails all that share its batch."""
+    if isinstance(value, BadRow):
+        return str(value)
     if not isinstance(value, str):
         return f"expected a text (str), got {shown(value)}"
     try:

@@ -6,7 +6,7 @@
 Answers go to OUT.partial, one line a row, and the file takes its name when the last row is
 answered. Beside it OUT.partial.json says which input, model and options it belongs to, so that a
 run never goes on in a file that another one began. A row without a usable text is answered with
-an `error` and the others go on; `strict` stops instead.
+an `error` and the others go on; `strict` stops instead. An empty text has a `note` in its answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -29,6 +29,7 @@ from filbert.data.examples import stream_texts
 from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.answer_files import check_first, layout_of, rows_in, write_layout
+from filbert.infer.empty_texts import empty_note, told
 from filbert.infer.overlap import in_order, workers_for
 from filbert.infer.predict import WINDOW, Answer, Classifier, as_json_text, windows
 
@@ -44,6 +45,8 @@ class FileReport:
     failed: list[int]  # numbers of the rows of this run that carry an `error`, the first 1,000
     failures: int
     seconds: float
+    empty: Sequence[int] = ()  # numbers of the rows whose text is empty, the first 1,000
+    empties: int = 0
 
     def summary(self, out: str | PathLike[str] | None) -> str:
         """What was done, in words; rows without an answer are named."""
@@ -51,9 +54,15 @@ class FileReport:
         text = f"{self.rows:,} rows, {self.seconds:.1f} s, {rate:,.0f} rows/s"
         text = f"{out}: {text}" if out is not None else text
         if self.failures:
-            numbers = ", ".join(map(str, self.failed[:20])) + (" ..." if self.failures > 20 else "")
+            numbers = _listed(self.failed, self.failures)
             text += f"\n{self.failures:,} rows have no usable text and carry an error: {numbers}"
+        if self.empties:
+            text += f"\n{told(self.empties)}: {_listed(self.empty, self.empties)}"
         return text
+
+
+def _listed(first: Sequence[int], count: int) -> str:
+    return ", ".join(map(str, first[:20])) + (" ..." if count > 20 else "")
 
 
 def predict_file(
@@ -97,22 +106,29 @@ def predict_file(
     head = list(islice(rows, 1))  # an input that cannot be read is told before anything is written
     rows = chain(head, rows)
     began = time.monotonic()
+    flaws = _Flaws()
+
+    def report(rows: int, answered: int) -> FileReport:
+        failed, empty = flaws.failed, flaws.empty
+        return FileReport(
+            rows, answered, failed, flaws.failures, time.monotonic() - began, empty, flaws.empties
+        )
+
     if out is None:
-        failed = _Failed()
         written = 0
 
-        def told(block: list[tuple[Row, Any, Any]]) -> tuple[str, list[int]]:
-            answers, bad = _answer(model, block, options, strict, source)
-            return "".join(as_json_text(answer) + "\n" for answer in answers), bad
+        def shown(block: list[tuple[Row, Any, Any]]) -> tuple[str, list[Answer]]:
+            answers = _answer(model, block, options, strict, source)
+            return "".join(as_json_text(answer) + "\n" for answer in answers), answers
 
         workers = workers_for(model.model)
         blocks = windows(rows, window)
-        for block, (text, bad) in in_order(told, blocks, workers=workers, full=window):
+        for block, (text, answers) in in_order(shown, blocks, workers=workers, full=window):
             sys.stdout.write(text)
-            failed.add(bad)
+            flaws.add(answers)
             sys.stdout.flush()
             written += len(block)
-        return FileReport(written, written, failed.first, failed.count, time.monotonic() - began)
+        return report(written, written)
 
     if not os.fspath(out):
         raise UsageError("--out is empty; expected the name of a file")
@@ -136,12 +152,11 @@ def predict_file(
         written = rows_in(target, layout)
         _say(f"{target} is finished already; --overwrite answers anew")
         written -= sheet and written > 0  # the header
-        return FileReport(written, 0, [], 0, time.monotonic() - began)
+        return report(written, 0)
     partial, done = _begin(target, stamp, resume=resume, overwrite=overwrite)
     if done:
         _say(f"going on after row {done:,} of {partial}")
     line = _sheet_line(model, **options) if sheet else _json_line
-    failed = _Failed()
     written = done
     try:
         bar = _progress(source, done, progress, count=format is None)
@@ -149,20 +164,20 @@ def predict_file(
             if sheet and not done and file.tell() == 0:
                 file.write(line(None))
 
-            def answered(block: list[tuple[Row, Any, Any]]) -> tuple[bytes, list[int]]:
-                answers, bad = _answer(model, block, options, strict, source)
+            def answered(block: list[tuple[Row, Any, Any]]) -> tuple[bytes, list[Answer]]:
+                answers = _answer(model, block, options, strict, source)
                 if layout == ".conll":
                     for answer, (_, given, _) in zip(answers, block, strict=True):
                         if "error" not in answer:
                             answer["tokens"] = given["tokens"]
-                return b"".join(line(answer) for answer in answers), bad
+                return b"".join(line(answer) for answer in answers), answers
 
             blocks = windows(islice(rows, done, None), window)
             workers = workers_for(model.model)
-            for block, (lines, bad) in in_order(answered, blocks, workers=workers):
+            for block, (lines, answers) in in_order(answered, blocks, workers=workers):
                 file.write(lines)
                 file.flush()
-                failed.add(bad)
+                flaws.add(answers)
                 written += len(block)
                 advance(written)
             os.fsync(file.fileno())
@@ -186,7 +201,7 @@ def predict_file(
         if not written:  # nothing to keep: the next try needs neither --resume nor --overwrite
             partial.unlink(missing_ok=True)
             _sidecar(partial).unlink(missing_ok=True)
-    return FileReport(written, written - done, failed.first, failed.count, time.monotonic() - began)
+    return report(written, written - done)
 
 
 def rows_of(
@@ -227,16 +242,22 @@ def _single(
         yield row, text, None
 
 
-class _Failed:
-    """Counts rows without an answer; keeps the first numbers only, memory stays constant."""
+class _Flaws:
+    """Counts rows without an answer and empty ones; keeps the first numbers only, memory stays
+    constant."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.first: list[int] = []
+        self.failures = self.empties = 0
+        self.failed: list[int] = []
+        self.empty: list[int] = []
 
-    def add(self, numbers: list[int]) -> None:
-        self.count += len(numbers)
-        self.first += numbers[: 1000 - len(self.first)]
+    def add(self, answers: list[Answer]) -> None:
+        failed = [answer["row"] for answer in answers if "error" in answer]
+        empty = [answer["row"] for answer in answers if "note" in answer]
+        self.failures += len(failed)
+        self.empties += len(empty)
+        self.failed += failed[: 1000 - len(self.failed)]
+        self.empty += empty[: 1000 - len(self.empty)]
 
 
 def _answer(
@@ -245,27 +266,25 @@ def _answer(
     options: dict[str, Any],
     strict: bool,
     source: str | PathLike[str],
-) -> tuple[list[Answer], list[int]]:
-    """Answers of a block of (row, text, second text): good ones together, bad ones told; and the
-    numbers of the bad ones."""
+) -> list[Answer]:
+    """Answers of a block of (row, text, second text): good ones together, bad ones told."""
     rows = [(text, pair) if model.manifest.pair else text for _, text, pair in block]
     problems = [model.problem(row) for row in rows]
     good = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
     answers = iter(model.answer_rows(good, **options))
     out: list[Answer] = []
-    bad: list[int] = []
-    for (row, _, _), problem in zip(block, problems, strict=True):
+    for (row, _, _), given, problem in zip(block, rows, problems, strict=True):
         name = {"row": row.number}
         if model.manifest.task == "answer" and "id" in row.values:
             name["id"] = row.values["id"]
         if problem is None:
-            out.append({**name, **next(answers)})
+            note = empty_note(given)
+            out.append({**name, **next(answers), **({"note": note} if note else {})})
             continue
         if strict:
             raise FilbertError(f"{source}: row {row.number}: {problem}")
-        bad.append(row.number)
         out.append({**name, "error": problem})
-    return out, bad
+    return out
 
 
 def _json_line(answer: Answer | None) -> bytes:

@@ -29,12 +29,20 @@ import torch
 from numpy.typing import NDArray
 
 from filbert.atomic import beside, check_out, replace_folder
-from filbert.bundle import Bundle, Manifest, is_bundle, open_bundle, save_bundle
+from filbert.bundle import (
+    Bundle,
+    Manifest,
+    is_bundle,
+    open_bundle,
+    save_bundle,
+    write_manifest,
+)
 from filbert.data.corpus import corpus_files, read_documents
 from filbert.data.examples import REGRESSION, check_known_labels, read_examples
 from filbert.data.packing import Encoded, plan_once
 from filbert.data.tables import kind_of
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.evaluate import evaluate
 from filbert.infer.prune_options import PruneOptions
 from filbert.model.device import choose_device
 from filbert.model.modern_config import ModernBertConfig
@@ -121,8 +129,10 @@ class Rows:
 def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     """Prune a bundle as `options` say and write the smaller one to `options.out`.
 
-    Layers and heads are those of classifiers, words those of any bundle with one encoder. Raises
-    `UsageError` for a request that cannot be met, `FilbertError` for rows that do not fit.
+    Layers and heads are those of classifiers, words those of any bundle with one encoder. With
+    `options.data` scores before and after are told, of other tasks than classification those of
+    `filbert evaluate`. Raises `UsageError` for a request that cannot be met, `FilbertError` for
+    rows that do not fit.
     """
     began = time.monotonic()
     _check(options)
@@ -143,12 +153,18 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     record: dict[str, Any] = {"from": str(options.bundle)}
     size = _parameters(model)
     rows = told = None
-    if options.data is not None:
-        if not isinstance(model, classify.Classifier):
-            raise UsageError(
-                f"{options.bundle} holds a {type(model).__name__}; layers and heads are measured, "
-                "and scores told, of classifiers. Leave --data out and give --vocab alone"
-            )
+    of_task = options.data is not None and not isinstance(model, classify.Classifier)
+    if of_task:
+        for name in ("layers", "heads", "limit", "metric"):
+            if getattr(options, name) is not None:
+                raise UsageError(
+                    f"--{name}: {options.bundle} holds a {type(model).__name__}; layers and heads "
+                    "are measured of classifiers. Of other models --data gives the scores before "
+                    "and after --vocab"
+                )
+        record["before"], record["scored_on"] = evaluated(options, options.bundle)
+    elif options.data is not None:
+        assert isinstance(model, classify.Classifier)
         rows = _read(options.data, options, bundle, limit=options.limit)
         told = rows if options.test is None else _read(options.test, options, bundle, limit=None)
         model.to(device)
@@ -192,15 +208,40 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     manifest.provenance = {**manifest.provenance, "pruned": record}
     if told is not None:
         manifest.provenance["scored_on"] = told.name
+    called = Path(options.out).name
     with beside(Path(options.out)) as temp:
-        save_bundle(
-            temp, model=model.cpu(), tokenizer=tokenizer, manifest=manifest,
-            name=Path(options.out).name,
-        )  # fmt: skip
+        save_bundle(temp, model=model.cpu(), tokenizer=tokenizer, manifest=manifest, name=called)
         if manifest.task == "embed":
             embed.write_settings(temp, model, bundle.tokenizer, manifest, of=bundle.folder)
+        if of_task:
+            record["after"], _ = evaluated(options, temp)
+            manifest.scores = dict(record["after"])
+            manifest.provenance["scored_on"] = record["scored_on"]
+            write_manifest(temp, model, manifest, name=called)
         replace_folder(temp, Path(options.out))
     return Pruned(Path(options.out), record, time.monotonic() - began)
+
+
+def evaluated(options: PruneOptions, bundle: str | Path) -> tuple[dict[str, float | None], str]:
+    """The scores that `filbert evaluate` gives a bundle, in float32, and what they are of.
+
+    Raises `UsageError` for a column option that its task does not have."""
+    data = options.test or str(options.data)
+    names = ("text_column", "pair_column", "label_column", "label_separator", "format", "header")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.encoding != "utf-8":
+        given["encoding"] = options.encoding
+    result = evaluate(
+        bundle, data, device=options.device, precision="float32",
+        batch_tokens=options.batch_tokens, **given,
+    )  # fmt: skip
+    plain = {
+        name: value
+        for name, value in result["scores"].items()
+        if value is None or isinstance(value, int | float)
+    }
+    rows = f", {result['rows']:,} rows" if "rows" in result else ""
+    return plain, f"{Path(data).name}{rows}"
 
 
 def calibrate(manifest: Manifest, model: PretrainedModel, rows: Rows) -> None:

@@ -151,18 +151,23 @@ def changed(options: SearchOptions) -> FilbertError:
 
 def stamp_of(options: SearchOptions, embedder: Embedder) -> str:
     """What vectors belong to, as JSON: the file's and the model's content, and how they read."""
-    model = hashlib.sha256()
-    for name in sorted(path.name for path in embedder.folder.iterdir()):
-        if name.endswith(".safetensors") or name in ("config.json", "tokenizer.json", "vocab.txt"):
-            model.update(f"{name} {digest(embedder.folder / name)}\n".encode())
     settings = embedder.settings
     parts: dict[str, Any] = {
         "file": digest(Path(options.file)),
-        "model": model.hexdigest(),
+        "model": model_digest(embedder),
         "settings": [settings.pooling, settings.max_length, options.dimensions],
         "reading": [options.text_column, options.format, options.encoding, options.header],
     }
     return json.dumps(parts, sort_keys=True)
+
+
+def model_digest(embedder: Embedder) -> str:
+    """A sha256 of the files that vectors depend on."""
+    model = hashlib.sha256()
+    for name in sorted(path.name for path in embedder.folder.iterdir()):
+        if name.endswith(".safetensors") or name in ("config.json", "tokenizer.json", "vocab.txt"):
+            model.update(f"{name} {digest(embedder.folder / name)}\n".encode())
+    return model.hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -10,17 +10,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from filbert.data.tables import BadRow
 from filbert.errors import FilbertError
 from filbert.infer.predict import Answer, windows
 
 
-class BadLine(str):
-    """What is wrong with a line of standard input, in place of its row."""
-
-
 def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
     """Texts of standard input, one a line; with `pairs` two of them with a tab between. A line
-    without one, or that is not UTF-8, is a `BadLine`.
+    without one, or that is not UTF-8, is a `BadRow`.
 
     Raises `FilbertError` for None, which is what Python has for a closed standard input.
     """
@@ -33,7 +30,7 @@ def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
         try:
             line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            yield BadLine("not UTF-8; convert the text to UTF-8 first")
+            yield BadRow("not UTF-8; convert the text to UTF-8 first")
             continue
         if not pairs:
             yield line
@@ -42,7 +39,7 @@ def typed_rows(stream: TextIO | None, *, pairs: bool) -> Iterator[Any]:
         if tab:
             yield first, second
         else:
-            yield BadLine("this model compares two texts; expected text<TAB>second text")
+            yield BadRow("this model compares two texts; expected text<TAB>second text")
 
 
 def answered_lines(
@@ -53,7 +50,7 @@ def answered_lines(
     line could be answered."""
     number, answered, first = 0, 0, ""
     for block in windows(rows, window):
-        problems = [row if isinstance(row, BadLine) else predictor.problem(row) for row in block]
+        problems = [row if isinstance(row, BadRow) else predictor.problem(row) for row in block]
         good = [row for row, problem in zip(block, problems, strict=True) if problem is None]
         answers = iter(predictor.answer_rows(good, **options) if good else [])
         answered += len(good)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from filbert.errors import FilbertError, UsageError, missing_extra
@@ -46,6 +47,21 @@ def check_core(core: str) -> None:
     """Raise `UsageError` for a core that there is not."""
     if core not in CORES:
         raise UsageError(f"unknown core {core!r}; expected {', '.join(CORES)}")
+
+
+def machine_of(core: str, device: str, precision: str) -> tuple[torch.device, torch.dtype, str]:
+    """Device, precision and why, of a core beside PyTorch: float32 on the CPU. Raises `UsageError`
+    for another one."""
+    for option, value, known in (
+        ("device", device, ("auto", "cpu")),
+        ("precision", precision, ("auto", "float32")),
+    ):
+        if value not in known:
+            raise UsageError(
+                f"{option} {value}: the core {core} computes in float32 on the CPU; leave "
+                f"--{option} out, or take --core auto"
+            )
+    return torch.device("cpu"), torch.float32, f"that of the core {core}"
 
 
 def open_runtime(core: str, folder: Path, *, threads: int | None = None) -> Runtime:

@@ -38,7 +38,7 @@ from filbert.tasks.answer_scores import (
     score_answers,
 )
 from filbert.tasks.answer_spans import AnswerSettings, Spans, best_spans, probabilities
-from filbert.tasks.calibrate import expected_calibration_error
+from filbert.tasks.calibrate import calibration_record, expected_calibration_error
 from filbert.text.passages import Passages, encode_passages
 
 if TYPE_CHECKING:
@@ -62,11 +62,9 @@ def settings_of(manifest: Manifest) -> AnswerSettings:
         raise FilbertError(f"filbert.json, settings, '{where}': {first['msg']}") from None
 
 
-def read(path: str, options: Any, *, need_answers: bool = True) -> Questions:
+def read(path: str, options: Any) -> Questions:
     """Questions of a file; `options` carries `encoding` and `mismatch`."""
-    return read_questions(
-        path, encoding=options.encoding, mismatch=options.mismatch, need_answers=need_answers
-    )
+    return read_questions(path, encoding=options.encoding, mismatch=options.mismatch)
 
 
 def encode(
@@ -290,6 +288,19 @@ def score(answers: Sequence[Answer], questions: Questions, *, rule: Rule) -> dic
     )
     scores["rows"] = len(answers)
     return scores
+
+
+def calibration(
+    spans: Spans, questions: Questions, settings: AnswerSettings, *, rule: Rule, temperature: float
+) -> dict[str, Any] | None:
+    """How often answers are exactly right at each level of their score, without the temperature and
+    with it; what the report page draws."""
+    contexts = [questions.contexts[number] for number in questions.owner]
+    golds = [[gold.text for gold in answers] for answers in questions.answers]
+    sides = [decode(spans, contexts, settings, temperature=t) for t in (1.0, temperature)]
+    exact, _ = score_answers([answer["answer"] for answer in sides[0]], golds, rule=rule)
+    before, after = (np.clip([answer["score"] for answer in side], 0, 1) for side in sides)
+    return calibration_record(before, after, exact > 0, temperature=temperature)
 
 
 def mistakes(

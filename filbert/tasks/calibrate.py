@@ -258,3 +258,20 @@ def expected_calibration_error(probability: ArrayLike, gold: ArrayLike, bins: in
             error += part["count"] * abs(part["accuracy"] - part["confidence"])
             rows += part["count"]
     return error / rows
+
+
+def calibration_record(
+    before: Floats, after: Floats, right: NDArray[np.bool_], *, temperature: float
+) -> dict[str, Any] | None:
+    """What the report draws of the scores of answers, entities or words: bins and calibration error
+    of the model's own chances (n,) and of the mended ones. None where there is nothing to count."""
+    if not len(right):
+        return None
+    gold = right[:, None].astype(np.int64)
+    return {
+        "temperature": temperature,
+        "ece_before": expected_calibration_error(before[:, None], gold),
+        "ece_after": expected_calibration_error(after[:, None], gold),
+        "bins_before": reliability_bins(before[:, None], gold),
+        "bins_after": reliability_bins(after[:, None], gold),
+    }

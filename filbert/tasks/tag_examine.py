@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from filbert.data.tag_layout import Laid
 from filbert.data.tag_schemes import spans_of
 from filbert.data.tagged import Tagged
+from filbert.tasks.calibrate import calibration_record
 from filbert.tasks.tag import Decoded, TagSettings, found_spans, join_words, score
-from filbert.tasks.tag_scores import believed, calibration
+from filbert.tasks.tag_scores import believed
 
 Floats = NDArray[np.float64]
 WORST = 20  # mistakes that are shown
@@ -64,7 +65,7 @@ def examine(
         before, right = judged(decoded, gold, labels)
         after = believed(before, settings.confidence)
     record: dict[str, Any] = {"task": "tag", "labels": list(labels)}
-    told = calibration(before, after, right, temperature=temperature)
+    told = calibration_record(before, after, right, temperature=temperature)
     if told is not None:
         record["calibration"] = told
         scores["ece"] = told["ece_after"]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filbert.errors import FilbertError, missing_extra
-from filbert.tasks.calibrate import SMALLEST_DEV, expected_calibration_error, reliability_bins
+from filbert.tasks.calibrate import SMALLEST_DEV
 
 Floats = NDArray[np.float64]
 Tags = Sequence[Sequence[str]]
@@ -143,20 +143,3 @@ def fit_confidence(chances: Floats, right: NDArray[np.bool_]) -> tuple[float, fl
     found: Any = minimize(cost, np.array([1.0, 0.0]), method="Nelder-Mead")
     scale, shift = (float(value) for value in found.x)
     return (scale, shift) if 0.01 <= scale <= 100 and abs(shift) <= 100 else (1.0, 0.0)
-
-
-def calibration(
-    before: Floats, after: Floats, right: NDArray[np.bool_], *, temperature: float
-) -> dict[str, Any] | None:
-    """What the report draws of the scores of entities (or words): bins and calibration error of the
-    model's own chances and of the mended ones. None where there is nothing to count."""
-    if not len(right):
-        return None
-    gold = right[:, None].astype(np.int64)
-    return {
-        "temperature": temperature,
-        "ece_before": expected_calibration_error(before[:, None], gold),
-        "ece_after": expected_calibration_error(after[:, None], gold),
-        "bins_before": reliability_bins(before[:, None], gold),
-        "bins_after": reliability_bins(after[:, None], gold),
-    }

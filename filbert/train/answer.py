@@ -159,7 +159,8 @@ def build(options: AnswerOptions, data: Data, machine: Machine) -> Job:
                 "scoring": data.rule,
             },
         )  # fmt: skip
-        return manifest, {"scores": scores, "worst": wrong}
+        told = answer.calibration(spans, part, settings, rule=data.rule, temperature=temperature)
+        return manifest, {"scores": scores, "calibration": told, "worst": wrong}
 
     lines = [f"{len(data.train):,} training questions, {len(data.dev):,} dev questions"]
     cut = sum(int((part.cut > 0).sum()) for part in passages)

@@ -71,6 +71,7 @@ def page(run: Run) -> str:
     elif run.task in OTHER_TASKS:  # what the evaluation of this one has
         has = run.evaluation
         sections += [by_class(run)] if has.get("per_class") else []
+        sections += [calibration(run)] if has.get("calibration") else []
         sections += [worst(run)] if has.get("worst") else []
     else:
         sections += [confusion(run), by_class(run), calibration(run), worst(run)]

@@ -25,6 +25,10 @@ from filbert.train.track import METRICS_FILE
 LARGEST_HEAT_MAP = 30
 MOST_CONFUSED_PAIRS = 20
 MOST_WORST = 30
+SCORED = {  # task -> the axes of its calibration
+    "answer": ("score of the answer", "share that is exactly right"),
+    "tag": ("score", "share that is right"),
+}
 
 
 def section(title: str, *parts: str) -> str:
@@ -169,7 +173,8 @@ def by_class(run: Run) -> str:
 
 
 def calibration(run: Run) -> str:
-    """How often the model is right at each level of confidence, before and after scaling."""
+    """How often the model is right at each level of confidence, before and after scaling: of its
+    labels, or of what the task scores."""
     title = "Calibration"
     record = run.evaluation.get("calibration")
     if not isinstance(record, Mapping):
@@ -179,13 +184,14 @@ def calibration(run: Run) -> str:
     axes = (
         ("probability of the label", "share that has the label")
         if several
-        else ("confidence", "share that is right")
+        else SCORED.get(run.task, ("confidence", "share that is right"))
     )
+    sides = [("bins_before", "Before"), ("bins_after", f"With temperature {temperature:.2f}")]
+    if run.task == "tag":  # entities have a scale and a shift of their own chance, words nothing
+        alike = record.get("bins_before") == record.get("bins_after")
+        sides = [*sides[: not alike], ("bins_after", "As answered")]
     charts = []
-    for key, name in (
-        ("bins_before", "Before"),
-        ("bins_after", f"With temperature {temperature:.2f}"),
-    ):
+    for key, name in sides:
         bins = [
             (
                 number(b.get("confidence")),
@@ -205,7 +211,7 @@ def calibration(run: Run) -> str:
         "<p>Where a bar ends on the dashed line the probability can be believed; below it the "
         "model is too sure of itself, above it not sure enough. The dot marks the mean of the "
         "slice; pale bars rest on fewer than 10 cases. The error is the mean distance from the "
-        "line, weighted by cases. The temperature was fitted on the development set.</p>"
+        "line, weighted by cases. What mends it was fitted on the development set.</p>"
     )
     return section(title, told, f'<div class="charts two">{"".join(charts)}</div>')
 

@@ -22,6 +22,7 @@ from filbert.infer.answer import Answerer, read_context
 from filbert.infer.ask import Asker, ask, line
 from filbert.infer.ask_options import AskOptions
 from filbert.infer.predict import load
+from filbert.model.bert import BertModel
 from filbert.model.span_head import BertForQuestionAnswering
 from filbert.tasks.answer_scores import score_answers
 from filbert.text import BertTokenizer
@@ -30,6 +31,7 @@ from filbert.train.answer_options import AnswerOptions
 from tests.tiny import save_base
 from tests.tiny_bundle import VOCABULARY, tiny_config
 from tests.tiny_questions import moods
+from tests.tiny_tasks import task_bundle
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,17 @@ def test_evaluate_is_what_training_reported(trained: Path, answerer: Answerer) -
     golds = [[a["text"] for a in p["qas"][0]["answers"]] for p in data]
     _, f1 = score_answers([a["answer"] for a in answers], golds, rule="squad")
     assert f1.mean() == pytest.approx(found["scores"]["f1"])
+
+
+def test_the_report_shows_calibration_and_the_surest_mistakes(trained: Path) -> None:
+    record = json.loads((trained / "run/evaluation.json").read_text("utf-8"))
+    told = record["calibration"]
+    assert told["ece_after"] == pytest.approx(record["scores"]["ece"])
+    assert sum(part["count"] for part in told["bins_before"]) == 80  # the questions of dev
+    right = sum(p["count"] * p["accuracy"] for p in told["bins_after"] if p["count"])
+    assert right / 80 == pytest.approx(record["scores"]["exact_match"])
+    page = (trained / "run/report.html").read_text("utf-8")
+    assert "<h2>Calibration</h2>" in page and "score of the answer" in page
 
 
 def test_forms_of_a_call(answerer: Answerer) -> None:
@@ -290,6 +303,44 @@ def test_sentence_vectors_put_passages_in_order(answerer: Answerer, folder: Path
     asker = Asker(answerer, library, embedder=Vectors(), passages=1)  # type: ignore[arg-type]
     (number,) = asker.find("the book was a hotel ?")
     assert "superb" in library.text(number)
+
+
+def test_what_a_folder_was_asked_is_kept(
+    trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    bm25s = pytest.importorskip("bm25s")
+    vectors = task_bundle(tmp_path / "vectors", "embed")
+    kept = tmp_path / "kept"
+    options = AskOptions(
+        documents=str(folder), question=["was the film good ?"], bundle=str(trained / "run"),
+        embed=str(vectors), device="cpu", precision="float32",
+    )  # fmt: skip
+    ask(options, True)
+    wanted = capsys.readouterr().out
+    options = options.model_copy(update={"index": str(kept)})
+    ask(options, True)
+    assert capsys.readouterr().out == wanted
+    assert sorted(p.name for p in kept.iterdir()) == ["vectors.safetensors", "words.safetensors"]
+
+    def refuse(*args: Any, **others: Any) -> None:
+        raise AssertionError("made anew")
+
+    with monkeypatch.context() as patch:  # a second call makes neither
+        patch.setattr(bm25s.BM25, "index", refuse)
+        patch.setattr(Asker, "vectors_of", refuse)
+        ask(options, True)
+        shown = capsys.readouterr()
+        assert shown.out == wanted and "anew" not in shown.err
+    # another model of vectors has other ones
+    save_bundle(
+        tmp_path / "other", model=BertModel(tiny_config()), tokenizer=BertTokenizer(VOCABULARY),
+        manifest=Manifest(task="embed", settings={"pooling": "cls", "normalize": True}),
+    )  # fmt: skip
+    ask(options.model_copy(update={"embed": str(tmp_path / "other")}), True)
+    assert f"{kept / 'vectors.safetensors'} was made of other documents or settings" in (
+        capsys.readouterr().err
+    )
 
 
 # --- what people type -----------------------------------------------------------------------------

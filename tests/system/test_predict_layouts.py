@@ -297,6 +297,83 @@ def test_questions_come_in_the_layout_of_squad_with_their_ids(
     assert told == ["1 rows that this model cannot answer"]
 
 
+def test_a_bad_question_is_answered_by_an_error_in_its_place(
+    bundles: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qas = [
+        {"id": "q1", "question": "who ?"}, {"id": "q2", "question": ""}, {"id": "q3"},
+        {"id": "q4", "question": "now " * 60}, {"id": "q5", "question": "call ?"},
+    ]  # fmt: skip
+    data = [{"title": "t", "paragraphs": [{"context": "the river bank", "qas": qas}]}]
+    source, out = tmp_path / "dev.json", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"data": data}), "utf-8")
+    assert typed(bundles["answer"], "--file", str(source), "--out", str(out)) == 0
+    assert "3 rows have no usable text and carry an error: 2, 3, 4" in capsys.readouterr().err
+    found, answer = rows_of(out), opened(bundles, "answer")
+    first, last = answer(["who ?", "call ?"], "the river bank")
+    assert (found[0], found[4]) == (
+        {"row": 1, "id": "q1", **first}, {"row": 5, "id": "q5", **last}
+    )  # fmt: skip
+    assert found[1]["error"].startswith(
+        "article 1, paragraph 1, question 2 (t): \"question\" is ''"
+    )
+    assert "question 3 (t)" in found[2]["error"] and "60 tokens" in found[3]["error"]
+    texts = tmp_path / "out.json"
+    assert typed(bundles["answer"], "--file", str(source), "--out", str(texts)) == 0
+    assert list(json.loads(texts.read_text("utf-8"))) == ["q1", "q5"]
+    assert typed(bundles["answer"], "--file", str(source), "--strict") == 1
+    assert "dev.json: row 2: article 1, paragraph 1, question 2" in capsys.readouterr().err
+    rows, told = read_rows(answer, BenchmarkOptions(bundle=bundles["answer"], data=str(source)))
+    assert len(rows) == 2 and told == ["3 rows that this model cannot answer"]
+
+
+def test_a_ragged_line_of_conll_is_answered_by_an_error(
+    bundles: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in.conll", tmp_path / "out.conll"
+    # the bad sentence comes first in one file: the layout of --out is that of words all the same
+    source.write_text("# a\ncall\tO\nit\n\nlike\tO\n\nhome\tO\tx\n\nnow\tO\n", "utf-8")
+    assert typed(bundles["tag"], "--file", str(source)) == 0
+    shown = capsys.readouterr()
+    found, tag = [json.loads(line) for line in shown.out.splitlines()], opened(bundles, "tag")
+    assert "2 rows have no usable text and carry an error: 1, 3" in shown.err
+    assert found[0]["error"].startswith("line 3: 1 column, but line 2 has 2 (by tabs): 'it'")
+    assert "line 7: 3 columns" in found[2]["error"]
+    assert found[1] == {"row": 2, **tag({"tokens": ["like"]})} and "spans" in found[3]
+    assert typed(bundles["tag"], "--file", str(source), "--out", str(out)) == 0
+    assert re.fullmatch(r"\nlike\t\S+\n\n\nnow\t\S+\n\n", out.read_text("utf-8"))
+
+
+def test_empty_texts_are_told(
+    bundles: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    source, out = jsonl(tmp_path / "a.jsonl", [{"text": t} for t in ("", "call", " \u3000")]), "o"
+    told = "2 rows have an empty text and are answered all the same"
+    for name in ("classify", "tag"):
+        assert typed(bundles[name], "--file", source, "--out", str(tmp_path / f"{out}.jsonl"),
+                     "--overwrite") == 0  # fmt: skip
+        assert f"\n{told}: 1, 3\n" in capsys.readouterr().err
+        found = rows_of(tmp_path / f"{out}.jsonl")
+        assert ["note" in row for row in found] == [True, False, True]
+        assert found[0]["note"] == "the row has no text; the answer rests on nothing"
+    assert typed(bundles["classify"], "--file", source, "--out", str(tmp_path / "o.csv")) == 0
+    assert f"{told}: 1, 3" in capsys.readouterr().err
+    assert typed(bundles["tag"], "--file", jsonl(tmp_path / "b.jsonl", [{"tokens": []}])) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["note"].startswith("the list of words has no text")
+    assert "1 row has an empty text and is answered all the same: 1" in shown.err
+    # typed, and by a pipe
+    assert typed(bundles["classify"], "", "call", " ") == 0
+    assert capsys.readouterr().err == f"{told}\n"
+    pipe = SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"call\n\n")), isatty=lambda: False)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    assert typed(bundles["classify"], "--json") == 0
+    shown = capsys.readouterr()
+    assert ["note" in json.loads(line) for line in shown.out.splitlines()] == [False, True]
+    assert shown.err == "1 row has an empty text and is answered all the same\n"
+
+
 def test_flat_questions_and_ids(
     bundles: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

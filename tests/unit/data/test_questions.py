@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from filbert.data.questions import Gold, read_questions, split_by_context
+from filbert.data.questions import Gold, read_questions, split_by_context, stream_unanswered
+from filbert.data.tables import BadRow
 from filbert.errors import FilbertError, UsageError
 
 TEXT = "Ada wrote it in 1843. 她住在倫敦。"
@@ -154,3 +155,40 @@ def test_an_empty_answer_is_counted_and_told(tmp_path: Path) -> None:
     assert "question 1 (Ada) (id a)" in note or "(id a)" in note
     with pytest.raises(FilbertError, match=r"\(id a\): an answer has the text ''"):
         read_questions(path, mismatch="refuse")
+
+
+def test_questions_to_answer_are_told_one_by_one(tmp_path: Path) -> None:
+    content = squad(
+        {"id": "a", "question": "Who?"}, {"id": "b", "question": " "}, {"id": "c"}, "d",
+        {"id": "a", "question": "When?"}, {"question": "Where?", "answers": "nonsense"},
+        {"id": "e", "question": "half \ud83d"},
+    )  # fmt: skip
+    content["data"][0]["paragraphs"] += [
+        {"context": "", "qas": [question("f", "?")]}, {"qas": [question("g", "?")]},
+        {"context": "Other.", "qas": [question("h", "?", ("wrong", 99))]},
+    ]  # fmt: skip
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps(content), "utf-8")
+    found = list(stream_unanswered(path))
+    assert [row.number for row, _, _ in found] == list(range(1, 11))
+    place = "article 1, paragraph 1, question"
+    names = ["a", "b", "c", f"{place} 4", "a", f"{place} 6", "e", "f", "g", "h"]
+    assert [row.values["id"] for row, _, _ in found] == names
+    good = {n: (text, context) for n, (_, text, context) in enumerate(found, 1)
+            if not isinstance(text, BadRow)}  # fmt: skip
+    assert good == {1: ("Who?", TEXT), 6: ("Where?", TEXT), 10: ("?", "Other.")}
+    for number, words in (
+        (2, f"{place} 2 (Ada): \"question\" is ' '; a text"),
+        (3, f'{place} 3 (Ada): "question" is'),
+        (4, f"{place} 4 (Ada): not an object"), (5, f"{place} 5 (Ada): the id 'a' stands at"),
+        (7, f"{place} 7 (Ada): character 5 of the question is half"),
+        (8, "article 1, paragraph 2, question 1 (Ada): the context is empty"),
+        (9, 'article 1, paragraph 3, question 1 (Ada): no text "context"'),
+    ):  # fmt: skip
+        assert found[number - 1][1].startswith(words)
+    content["data"].append({"title": "x"})
+    with pytest.raises(FilbertError, match='article 2: no list "paragraphs"'):  # before any answer
+        path.write_text(json.dumps(content), "utf-8")
+        next(stream_unanswered(path))
+    with pytest.raises(FilbertError, match="holds no questions"):
+        next(stream_unanswered(save(tmp_path / "r.json", {"data": []})))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from filbert.data.tables import BadRow
 from filbert.data.tagged import read_tagged, split_holdout, stream_untagged
 from filbert.errors import FilbertError, UsageError
 
@@ -192,8 +193,19 @@ def test_words_to_tag_need_no_tags(tmp_path: Path) -> None:
     for column in ("0", "word"):
         with pytest.raises(UsageError, match=f"--text-column {column}: the columns of CoNLL have"):
             untagged(alone, text_column=column)
-    with pytest.raises(FilbertError, match=r"line 2: 2 columns, but line 1 has 1 .*blank in a wor"):
-        untagged(file(tmp_path, "a\nb c\n"))
+
+
+def test_a_ragged_line_spoils_its_sentence_alone(tmp_path: Path) -> None:
+    path = file(tmp_path, "a O\nb O\n\nc\n\nd O\ne\nf O f\n\ng O\n")
+    found = untagged(path)
+    assert found[0] == ["a", "b"] and found[3] == ["g"] and len(found) == 4
+    for wrong, line in ((found[1], "line 4: 1 column"), (found[2], "line 7: 1 column")):
+        assert isinstance(wrong, BadRow)
+        assert wrong.startswith(f"{line}, but line 1 has 2 (by blanks)") and "Add what is" in wrong
+    (wide,) = untagged(file(tmp_path, "a\nb c\n"))
+    assert "line 2: 2 columns, but line 1 has 1" in wide and "Is there a blank in a word?" in wide
+    with pytest.raises(FilbertError, match=r"a\.conll, line 4: 1 column, but line 1 has 2"):
+        read_tagged(file(tmp_path, "a O\nb O\n\nc\n", "a.conll"))  # nothing is learned of half
 
 
 def test_lists_of_words_and_texts_to_tag(tmp_path: Path) -> None:

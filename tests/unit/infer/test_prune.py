@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from filbert import load
 from filbert.bundle import Manifest, open_bundle, read_manifest, save_bundle
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.evaluate import evaluate
 from filbert.infer.prune import _read, choose_heads, choose_layers, head_importance, prune
 from filbert.infer.prune_options import PruneOptions
 from filbert.model import sentence_folder
@@ -272,11 +274,53 @@ def test_what_cannot_be_done_is_told(place: Path, changes: dict[str, Any], words
     assert not (place / "refused").exists()
 
 
-def test_other_tasks_are_measured_by_nobody_here(tmp_path: Path, place: Path) -> None:
+def test_parts_of_other_tasks_are_measured_by_nobody_here(tmp_path: Path, place: Path) -> None:
     folder = tiny_encoder(tmp_path / "fill", BertForMaskedLM)
-    options = asked(place, bundle=str(folder), layers=1, data=str(place / "rows.tsv"))
-    with pytest.raises(UsageError, match="holds a BertForMaskedLM"):
-        prune(options, quiet=True)
+    data = str(place / "rows.tsv")
+    for changes in ({"layers": 1}, {"vocab": [data], "limit": 3}):
+        options = asked(place, bundle=str(folder), data=data, **changes)
+        with pytest.raises(UsageError, match=r"--(layers|limit): .* holds a BertForMaskedLM"):
+            prune(options, quiet=True)
+
+
+ROWS = {  # task -> (name, rows that filbert evaluate scores)
+    "tag": ("dev.conll", "call\tO\nthe\tO\nbank\tB-PER\n\nriver\tO\nhome\tB-PER\n"),
+    "answer": ("dev.json", json.dumps({"data": [{"paragraphs": [{
+        "context": "lunch at the river bank now", "qas": [
+            {"id": "a", "question": "call home ?",
+             "answers": [{"text": "river bank", "answer_start": 13}]}]}]}]})),
+    "embed": ("dev.tsv", "text\tother\tscore\nfree prize\tfree call\t5\ncall home\tlunch\t1\n"
+                         "the river\tthe bank\t3\n"),
+    "fill": ("dev.txt", "free prize call now\nthe river bank\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", sorted(ROWS))
+def test_scores_before_and_after_of_every_task(tmp_path: Path, place: Path, task: str) -> None:
+    if task == "tag":
+        pytest.importorskip("seqeval")
+    name, rows = ROWS[task]
+    data = tmp_path / name
+    data.write_text(rows, "utf-8")
+    folder = task_bundle(tmp_path / "whole", task)
+    corpus = tmp_path / "corpus.txt"  # without some words of the data: scores may change
+    corpus.write_text("call the bank\nfree river\nit\n", "utf-8")
+    options = asked(place, bundle=str(folder), vocab=[str(corpus)], data=str(data))
+    options = options.model_copy(update={"out": str(tmp_path / "small")})
+    result = prune(options, quiet=True)
+    for side, bundle in (("before", folder), ("after", tmp_path / "small")):
+        scored = evaluate(bundle, data, device="cpu", precision="float32")["scores"]
+        wanted = {k: v for k, v in scored.items() if v is None or isinstance(v, int | float)}
+        assert result.record[side] == wanted and wanted
+    assert result.record["before"] != result.record["after"]
+    manifest = read_manifest(tmp_path / "small")
+    assert manifest.provenance["pruned"] == result.record
+    assert manifest.scores == result.record["after"]
+    assert manifest.provenance["scored_on"].startswith(name)
+    first = next(iter(result.record["before"]))
+    assert f"{first}: " in str(result) and f"scores of {name}" in str(result)
+    with pytest.raises(UsageError, match="has no such option"):
+        prune(options.model_copy(update={"label_separator": ",", "overwrite": True}), quiet=True)
 
 
 def test_layers_by_a_score_where_less_is_better(place: Path) -> None:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from filbert.tasks.calibrate import calibration_record
 from filbert.tasks.metrics import classification_scores, examine
 from filbert.train.report import write_report
 from filbert.train.report_inputs import Run, class_rows
@@ -253,6 +254,33 @@ def test_calibration_shows_both_sides(tmp_path: Path) -> None:
     filled = [b for side in ("before", "after") for b in calibration[f"bins_{side}"] if b["count"]]
     assert shown.count('<rect class="bar"') == len(filled)
     assert shown.count('class="few"') == sum(part["count"] < 10 for part in filled)
+
+
+@pytest.mark.parametrize("task", ["answer", "tag"])
+def test_calibration_and_worst_of_answers_and_tags(tmp_path: Path, task: str) -> None:
+    rng = np.random.default_rng(2)
+    before = rng.random(400)
+    right = rng.random(400) < before**2  # too sure of itself
+    told = calibration_record(before, before**2, right, temperature=1.5)
+    assert told is not None and told["ece_after"] < told["ece_before"]
+    worst = [{"id": "q7", "text": "Who <b>?", "pair": None, "gold": "Ada", "predicted": "Bob",
+              "probability": 0.97}]  # fmt: skip
+    record = {"task": task, "scores": {"f1": 0.5}, "calibration": told, "worst": worst}
+    (tmp_path / "evaluation.json").write_text(json.dumps(record))
+    (tmp_path / "filbert.json").write_text(json.dumps({"task": task}))
+    page = write(tmp_path)
+    shown = section(page, "Calibration")
+    name = {"answer": "With temperature 1.50", "tag": "As answered"}[task]
+    assert f"Before: error {told['ece_before']:.4f}" in shown
+    assert f"{name}: error {told['ece_after']:.4f}" in shown
+    assert {"answer": "share that is exactly right", "tag": "share that is right"}[task] in shown
+    assert "Who &lt;b&gt;?" in section(page, "Surest mistakes")
+    # labels of words have nothing that mends them: one chart
+    told = calibration_record(before, before, right, temperature=1.5)
+    (tmp_path / "evaluation.json").write_text(json.dumps({**record, "calibration": told}))
+    assert ("Before: error" in section(write(tmp_path), "Calibration")) == (task == "answer")
+    (tmp_path / "evaluation.json").write_text(json.dumps({**record, "calibration": None}))
+    assert "Calibration</h2>" not in write(tmp_path)  # no entity was found
 
 
 def test_several_labels(tmp_path: Path) -> None:
