@@ -50,7 +50,7 @@ format: $(VENV)/.installed-dev
 # Memory errors and undefined behaviour, then races.
 sanitize:
 	mkdir -p build
-	for source in fuzz fuzz_train; do for kind in address,undefined thread; do \
+	for source in fuzz fuzz_train fuzz_write; do for kind in address,undefined thread; do \
 		$(CXX) -O1 -g -std=c++17 -fsanitize=$$kind -pthread tests/native/$$source.cpp -o build/fuzz && \
 		UBSAN_OPTIONS=halt_on_error=1 build/fuzz 200 || exit 1; \
 	done; done

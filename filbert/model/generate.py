@@ -25,6 +25,7 @@ from torch import Tensor
 
 from filbert.errors import FilbertError, UsageError
 from filbert.model.cache import Cache
+from filbert.model.native_write import NativeWriter
 from filbert.model.seq2seq import BertForSeq2SeqLM
 
 NEVER = -1e9  # the score of what is not there, as Transformers has it
@@ -156,11 +157,14 @@ def _beam_search(
     early = search.early_stopping is True
     for step in range(search.max_tokens):
         length, last = step + 1, step + 1 == search.max_tokens
-        logits = model.decoder.cls.predictions(cache.step(tokens[:, :, step].flatten())).float()
-        total = torch.logsumexp(logits, -1).view(-1, beams)
+        logits, sums = cache.words(tokens[:, :, step].flatten())
+        total = sums.view(-1, beams)
         bar(logits, tokens[:, :, :length].flatten(0, 1), step=step, end=end, search=search)
         top, parents, words = best_words(
-            logits.view(-1, beams, logits.shape[-1]), scores - total, count=2 * beams
+            logits.view(-1, beams, logits.shape[-1]),
+            scores - total,
+            count=2 * beams,
+            native=cache.native,
         )  # each (rows, 2 * beams)
         ends = (words == end) | last
         # the best that are not finished go on
@@ -224,8 +228,7 @@ def _one_each(
         draws = draw_numbers(search.seed, numbers, search.max_tokens).to(device)
     for step in range(search.max_tokens):
         length = step + 1
-        logits = model.decoder.cls.predictions(cache.step(tokens[:, step])).float()
-        total = torch.logsumexp(logits, -1)
+        logits, total = cache.words(tokens[:, step])
         bar(logits, tokens[:, :length], step=step, end=end, search=search)
         words = pick(logits, draws[:, step], search) if search.sample else logits.argmax(-1)
         scores = scores + logits.gather(1, words[:, None])[:, 0] - total
@@ -246,14 +249,19 @@ def _one_each(
     return results
 
 
-def best_words(logits: Tensor, offsets: Tensor, *, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_words(
+    logits: Tensor, offsets: Tensor, *, count: int, native: NativeWriter | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` highest of logits + offsets of each row, best first: their scores, beams and
     words, each (rows, count).
 
-    logits: (rows, beams, vocabulary); offsets: (rows, beams). The highest lie in the `count` groups
-    of words with the highest maxima, so that only those are sorted.
+    logits: (rows, beams, vocabulary); offsets: (rows, beams); native: who finds them in one pass.
+    Without one, the highest lie in the `count` groups of words with the highest maxima, so that
+    only those are sorted.
     """
     rows, beams, vocabulary = logits.shape
+    if native is not None and count <= min(vocabulary, beams * vocabulary // BLOCKS):
+        return native.best(logits, offsets, count=count)
     groups = vocabulary // BLOCKS
     if groups < count:
         scores, place = (logits + offsets[:, :, None]).flatten(1).topk(count)

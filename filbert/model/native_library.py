@@ -1,6 +1,7 @@
 """The compiled C++ library of `filbert/native`, opened through ctypes.
 
-`native.py` answers with it, `native_train.py` and `native_words.py` train with it.
+`native.py` answers with it, `native_train.py` and `native_words.py` train with it,
+`native_write.py` writes with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from filbert.errors import FilbertError
 logger = logging.getLogger("filbert")
 LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
 NOT_COMPILED = LIBRARY.with_name("not_compiled.txt")  # says why; hatch_build.py leaves it
-ABI = 1  # raised with that of encoder.cpp whenever one of the functions below changes
+ABI = 2  # raised with that of encoder.cpp whenever one of the functions below changes
 NO_AMX = "this processor or kernel has no AMX"
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
 Pointer = ctypes.c_void_p
@@ -74,6 +75,14 @@ def library() -> ctypes.CDLL | str:
             number,
             [Pointer, Pointer, real] + [Pointer] * 5 + [real] + [Pointer] * 3 + [number],
         ),
+        ("filbert_writer_new", Pointer, [Pointer, real]),
+        ("filbert_writer_free", None, [Pointer]),
+        ("filbert_writer_layer", number, [Pointer, number, Pointer]),
+        ("filbert_writer_words", number, [Pointer, number, Pointer]),
+        ("filbert_writer_step", number, [Pointer, Pointer, Pointer, number]),
+        ("filbert_writer_attend", number, [Pointer] * 8 + [number]),
+        ("filbert_writer_totals", number, [Pointer, Pointer, number, number, Pointer, number]),
+        ("filbert_writer_best", number, [Pointer] * 7 + [number]),
         ("filbert_train_mask", None, [ctypes.c_uint64] + [number] * 6 + [Pointer]),
     ):
         function = getattr(lib, name)

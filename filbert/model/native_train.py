@@ -269,7 +269,7 @@ def unlike(encoder: Any) -> str | None:
             if (reason := touched(module)) is not None:
                 return reason
         own, inner = layer.attention.self, layer.intermediate
-        if not _same_function(inner.activation, ACTIVATION[config.hidden_act]):
+        if not same_function(inner.activation, ACTIVATION[config.hidden_act]):
             return f"the activation of a layer is not {config.hidden_act!r}"
         shapes = [None if weight is None else tuple(weight.shape) for weight in _weights(layer)]
         if (
@@ -295,7 +295,7 @@ def touched(module: nn.Module) -> str | None:
     return None
 
 
-def _same_function(one: Any, other: Any) -> bool:
+def same_function(one: Any, other: Any) -> bool:
     """A copied model has copies of those that are `functools.partial`."""
     first, second = (
         (f.func, f.args, f.keywords) if isinstance(f, functools.partial) else f

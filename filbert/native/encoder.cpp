@@ -54,7 +54,7 @@
 
 // Raised with that of filbert/model/native_library.py whenever an export changes: a library that was
 // compiled from an older state is then refused.
-constexpr int ABI = 1;
+constexpr int ABI = 2;
 EXPORT int filbert_native_abi() { return ABI; }
 
 // What this processor and kernel offer: 0 nothing that serves here, 1 AMX with bfloat16 and int8.
@@ -85,6 +85,7 @@ namespace {
 #include "encoder.hpp"
 #include "train.hpp"
 #include "train_words.hpp"
+#include "write.hpp"
 }  // namespace
 
 // What an export that may fail returns, 0 if it did not; native_library.py puts it into words.
@@ -266,6 +267,60 @@ EXPORT void filbert_train_mask(uint64_t seed, int layer, int site, int head, int
     for (int i = 0; i < count; ++i) out[i] = (mask_word(key, i / 2) >> (i % 2 ? 16 : 0) & 0xffff) >= uint32_t(dropped);
 }
 
+// A decoder that writes. shape: as for `filbert_encoder_new`, hidden, head and inner size multiples of 32;
+// hidden is heads times head size. Null if memory ran out.
+EXPORT void* filbert_writer_new(const int* shape, float eps) { return made<Writer>(shape, eps); }
+
+EXPORT void filbert_writer_free(void* writer) { delete static_cast<Writer*>(writer); }
+
+// A layer's weights, bfloat16, each followed by its bias: query, key, value and output of its own side,
+// query and output of the other, inner, outer; then gains and shifts of the three norms: 22 pointers.
+EXPORT int filbert_writer_layer(void* writer, int number, const void* const* weights) {
+    return guarded([&] { static_cast<Writer*>(writer)->take_layer(number, reinterpret_cast<const bf16* const*>(weights)); });
+}
+
+// The word head: dense layer and bias, gain and shift of the norm, (words, hidden) matrix and bias.
+EXPORT int filbert_writer_words(void* writer, int words, const void* const* weights) {
+    return guarded([&] { static_cast<Writer*>(writer)->take_words(words, reinterpret_cast<const bf16* const*>(weights)); });
+}
+
+// One token more of each text. sizes and pointers: the fields of `Step` in their order.
+EXPORT int filbert_writer_step(void* writer, const int* sizes, const void* const* pointers, int threads) {
+    return guarded([&] {
+        const Step step{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6],
+                        static_cast<const bf16*>(pointers[0]), static_cast<const int64_t*>(pointers[1]),
+                        static_cast<const int64_t*>(pointers[2]), static_cast<float*>(const_cast<void*>(pointers[3])),
+                        static_cast<float*>(const_cast<void*>(pointers[4])), pointers + 5};
+        static_cast<Writer*>(writer)->step(step, threads);
+    });
+}
+
+// Attention of float32 queries, (texts, heads * head_size) in rows `stride` apart, at keys and values (rows,
+// heads, slots, head_size), `texts` being `beams` a row. path: (texts, room) which entries a text sees, the
+// first `entries` columns, or null; lengths: (rows,) how many of the first, or null. out: (texts, hidden).
+// sizes: texts, beams, stride, slots, room, entries.
+EXPORT int filbert_writer_attend(void* writer, const int* sizes, const float* asked, const float* keys, const float* values,
+                                 const int64_t* path, const int64_t* lengths, float* out, int threads) {
+    return guarded([&] {
+        Writer& w = *static_cast<Writer*>(writer);
+        const size_t head = size_t(sizes[3]) * w.shape.head_size;
+        const Side<float> side{keys, values, head * w.shape.heads, head, path, size_t(sizes[4]), lengths, sizes[5]};
+        w.attend_all(side, asked, sizes[2], sizes[0], sizes[1], sizes[5], out, threads);
+    });
+}
+
+// The logarithm of the sum of the exponentials of each row of (texts, words) float32 logits.
+EXPORT int filbert_writer_totals(void* writer, const float* logits, int texts, int words, float* out, int threads) {
+    return guarded([&] { static_cast<Writer*>(writer)->totals(logits, texts, words, out, threads); });
+}
+
+// The `count` highest of logits, (rows, beams, words), + offsets, (rows, beams), of each row, best first:
+// scores, beams and words, each (rows, count). sizes: rows, beams, words, count; count is at most words.
+EXPORT int filbert_writer_best(void* writer, const int* sizes, const float* logits, const float* offsets, float* scores, int64_t* beams,
+                               int64_t* words, int threads) {
+    return guarded([&] { static_cast<Writer*>(writer)->best(sizes, logits, offsets, scores, beams, words, threads); });
+}
+
 #pragma GCC pop_options
 #else
 
@@ -285,5 +340,13 @@ EXPORT void* filbert_words_new() { return nullptr; }
 EXPORT int filbert_words_forward(void*, const int*, float, const void*, const void*, const void*, const int64_t*, float*, float*, int64_t*, int) { return 1; }
 EXPORT int filbert_words_backward(void*, const int*, float, const void*, const void*, const void*, const int64_t*, const float*, float, void*, void*, void*, int) { return 1; }
 EXPORT void filbert_train_mask(uint64_t, int, int, int, int, int, int, uint8_t*) {}
+EXPORT void* filbert_writer_new(const int*, float) { return nullptr; }
+EXPORT void filbert_writer_free(void*) {}
+EXPORT int filbert_writer_layer(void*, int, const void* const*) { return 1; }
+EXPORT int filbert_writer_words(void*, int, const void* const*) { return 1; }
+EXPORT int filbert_writer_step(void*, const int*, const void* const*, int) { return 1; }
+EXPORT int filbert_writer_attend(void*, const int*, const float*, const float*, const float*, const int64_t*, const int64_t*, float*, int) { return 1; }
+EXPORT int filbert_writer_totals(void*, const float*, int, int, float*, int) { return 1; }
+EXPORT int filbert_writer_best(void*, const int*, const float*, const float*, float*, int64_t*, int64_t*, int) { return 1; }
 
 #endif
