@@ -129,7 +129,8 @@ class Engine:
         """Answers of an iterable of any length, in order and in constant memory: a few windows are
         on their way at once, and what is answered is handed out after each row that is taken. A row
         that cannot be read raises `FilbertError` naming its position; with `errors="answer"` it
-        gives `{"error": ...}` in its place and the others go on."""
+        gives `{"error": ...}` in its place and the others go on. What the iterable itself raises
+        comes after the answers of the rows before it."""
         if errors not in ("raise", "answer"):
             raise UsageError(f"errors must be raise or answer, got {errors!r}")
         if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
@@ -149,12 +150,22 @@ class Engine:
                 raise FilbertError(f"item {place}: {error}") from None
 
         most = self._window * (self._workers + 1)
-        for row in rows:
+        given, failed = iter(rows), None
+        while True:
+            try:
+                row = next(given)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001 - what was taken before it is answered first
+                failed = error
+                break
             ahead.append(self.submit(row, **options))
             while ahead and (len(ahead) >= most or ahead[0].done()):
                 yield take()
         while ahead:
             yield take()
+        if failed is not None:
+            raise failed
 
     def warm_up(self) -> float:
         """Answer a short row and a long one with the threads of this engine, so that the first

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ def test_one_wrong_row_in_the_middle_of_a_stream(model: Any) -> None:
         assert [answer.keys() for answer in found] == [answer.keys() for answer in wanted]
         with pytest.raises(FilbertError, match="item 2: "):
             model(rows)
+
+
+def test_a_source_that_fails_loses_no_answer(model: Any) -> None:
+    """A file that ends in the middle, say: the rows before it are answered, then it is told."""
+
+    def rows() -> Iterator[Any]:
+        for text in ("free prize", "lunch at home", "the river"):
+            yield row(model, text)
+        raise OSError("the disk went away")
+
+    found = []
+    with Engine(model) as engine, pytest.raises(OSError, match="the disk went away"):
+        for answer in engine.stream(rows()):
+            found.append(answer)
+    assert len(found) == 3
 
 
 def test_texts_without_a_word(model: Any) -> None:
