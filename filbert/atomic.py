@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import re
 import shutil
@@ -203,14 +204,18 @@ def check_out(
 
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, for `replace_folder`, that is gone afterwards, whatever happens.
+    """A new folder beside `out`, for `replace_folder`, that is gone afterwards, whatever happens;
+    what a killed process left of one is removed by the next call.
     Where `out` is a link, beside what it leads to. Raises `FilbertError` where it cannot be made
     or filled."""
     out = Path(os.path.realpath(out))
     temp = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temp, ignore_errors=True)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.new"):  # by killed processes
+            number = left.name[len(out.name) + 2 : -len(".new")]
+            if left == temp or (number.isdecimal() and len(number) < 19 and _gone(int(number))):
+                shutil.rmtree(left, ignore_errors=True)
         temp.mkdir()
         yield temp
     except OSError as error:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from filbert import __version__
-from filbert.atomic import beside, check_out, replace_folder, write_file
+from filbert.atomic import beside, replace_folder, write_file
 from filbert.data.shards import (
     FILES,
     FORMAT,
@@ -32,6 +32,7 @@ from filbert.data.shards import (
     digest,
     open_shards,
 )
+from filbert.data.stopping import stoppable
 from filbert.errors import UsageError
 
 SOURCES = "sources.npy"
@@ -43,17 +44,19 @@ def join_shards(parts: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
     manifest. The parts stay as they are; documents that two of them hold stay twice.
 
     Sizes and the index are checked, tokens are not read: `filbert prepare --verify` does that.
-    Raises `UsageError` for fewer than two parts, one folder given twice, parts with another
-    vocabulary or other marks of Chinese words, an `out` that is not empty; `FilbertError` for
-    damaged parts and a full disk.
+    Raises `UsageError` for fewer than two parts, parts that hold the same shards, another
+    vocabulary or other marks of Chinese words, an `out` that is there or lies in a part;
+    `FilbertError` for damaged parts and a full disk, `KeyboardInterrupt` for a signal.
     """
     out = Path(out)
+    if not out.name:
+        raise UsageError(f"--join {str(out)!r}: give the name of a new folder")
     if len(parts) < 2:
         raise UsageError(
             f"--join {out} needs two folders of shards or more, got {len(parts)}: "
             "filbert prepare PART-1 PART-2 --join ALL"
         )
-    check_out(out, "folder of shards", lambda names: False, overwrite=False, reads=parts)
+    _check_target(out, parts)
     opened = [open_shards(part, verify="index") for part in parts]
     _check_alike(opened)
     sources = list(dict.fromkeys(name for part in opened for name in part.manifest.sources))
@@ -61,7 +64,7 @@ def join_shards(parts: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
         raise UsageError(
             f"the parts name {len(sources):,} sources; a folder of shards holds {MOST_SOURCES:,}"
         )
-    with beside(out) as temp:
+    with stoppable("nothing was joined; run it again"), beside(out) as temp:
         shutil.copytree(opened[0].vocab, temp / VOCAB)
         entries = _link(opened, sources, temp)
         manifest = Manifest(
@@ -81,14 +84,33 @@ def join_shards(parts: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
     return manifest
 
 
+def _check_target(out: Path, parts: Sequence[str | os.PathLike[str]]) -> None:
+    """Raise `UsageError` unless `out` is new and apart from the parts."""
+    real = out.resolve()
+    for part in parts:
+        other = Path(part).resolve()
+        if real.is_relative_to(other) or other.is_relative_to(real):
+            raise UsageError(
+                f"--join {out} and the part {part} lie in each other; name a new folder beside it"
+            )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            f"--join {out}: it is there already; name a new folder, or remove it first"
+        )
+
+
 def _check_alike(parts: Sequence[Shards]) -> None:
     """Raise `UsageError` unless the parts are different folders that one run may read together."""
-    first, seen = parts[0], set()
+    first, seen = parts[0], dict[str, Path]()
     for part in parts:
-        real = part.folder.resolve()
-        if real in seen:
-            raise UsageError(f"{part.folder} was given twice; its texts would count twice")
-        seen.add(real)
+        same = {entry.files["tokens.npy"] for entry in part.manifest.shards}
+        if known := same & seen.keys():
+            other = seen[min(known)]
+            twice = "was given twice"
+            if other.resolve() != part.folder.resolve():
+                twice = f"holds shards that {other} holds too"
+            raise UsageError(f"{part.folder} {twice}; their texts would count twice")
+        seen |= dict.fromkeys(same, part.folder)
         if part.manifest.vocab_sha256 != first.manifest.vocab_sha256:
             raise UsageError(
                 f"{part.folder} was prepared with another vocabulary than {first.folder}: prepare "

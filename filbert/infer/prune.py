@@ -162,7 +162,7 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
                     "are measured of classifiers. Of other models --data gives the scores before "
                     "and after --vocab"
                 )
-        record["before"], record["scored_on"] = evaluated(options, options.bundle)
+        record["before"], record["scored_on"] = evaluated(options, options.bundle, manifest)
     elif options.data is not None:
         assert isinstance(model, classify.Classifier)
         rows = _read(options.data, options, bundle, limit=options.limit)
@@ -208,13 +208,16 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     manifest.provenance = {**manifest.provenance, "pruned": record}
     if told is not None:
         manifest.provenance["scored_on"] = told.name
+    elif not of_task:  # what stands there was measured before
+        manifest.scores = {}
+        manifest.provenance.pop("scored_on", None)
     called = Path(options.out).name
     with beside(Path(options.out)) as temp:
         save_bundle(temp, model=model.cpu(), tokenizer=tokenizer, manifest=manifest, name=called)
         if manifest.task == "embed":
             embed.write_settings(temp, model, bundle.tokenizer, manifest, of=bundle.folder)
         if of_task:
-            record["after"], _ = evaluated(options, temp)
+            record["after"], _ = evaluated(options, temp, manifest)
             manifest.scores = dict(record["after"])
             manifest.provenance["scored_on"] = record["scored_on"]
             write_manifest(temp, model, manifest, name=called)
@@ -222,13 +225,18 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     return Pruned(Path(options.out), record, time.monotonic() - began)
 
 
-def evaluated(options: PruneOptions, bundle: str | Path) -> tuple[dict[str, float | None], str]:
+def evaluated(
+    options: PruneOptions, bundle: str | Path, manifest: Manifest
+) -> tuple[dict[str, float | None], str]:
     """The scores that `filbert evaluate` gives a bundle, in float32, and what they are of.
 
+    Counts of rows and the like are left out; `--label-column` is a tagger's column of tags.
     Raises `UsageError` for a column option that its task does not have."""
     data = options.test or str(options.data)
     names = ("text_column", "pair_column", "label_column", "label_separator", "format", "header")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if manifest.task == "tag" and "label_column" in given:
+        given["tag_column"] = given.pop("label_column")
     if options.encoding != "utf-8":
         given["encoding"] = options.encoding
     result = evaluate(
@@ -238,7 +246,7 @@ def evaluated(options: PruneOptions, bundle: str | Path) -> tuple[dict[str, floa
     plain = {
         name: value
         for name, value in result["scores"].items()
-        if value is None or isinstance(value, int | float)
+        if value is None or isinstance(value, float)
     }
     rows = f", {result['rows']:,} rows" if "rows" in result else ""
     return plain, f"{Path(data).name}{rows}"

@@ -209,6 +209,20 @@ def test_leftovers_of_dead_writers_are_cleared(tmp_path: Path) -> None:
     assert left == {*names[2:], f".folder.{dead.pid}-1.tmp"}
 
 
+def test_folders_of_dead_writers_are_cleared_beside_a_new_one(tmp_path: Path) -> None:
+    """A kill leaves the folder that was to take the place of another."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = tmp_path / f".out.{child.pid}.new"
+    alive, other = tmp_path / f".out.{os.getppid()}.new", tmp_path / f".out.2.{child.pid}.new"
+    foreign = tmp_path / ".out.x.new"
+    for folder in (dead, alive, other, foreign):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    with atomic.beside(tmp_path / "out") as temp:
+        assert sorted(tmp_path.iterdir()) == sorted([alive, other, foreign, temp])
+
+
 def test_a_foreign_file_in_the_way_is_named(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).touch()

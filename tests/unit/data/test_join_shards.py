@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_what_cannot_be_joined_is_told(tmp_path: Path) -> None:
         join_shards([one], out)
     with pytest.raises(UsageError, match="given twice"):
         join_shards([one, tmp_path / "." / "one"], out)
-    other = tiny_shards(tmp_path / "other", words=[*WORDS[:-1], "##z"])
+    other = tiny_shards(tmp_path / "other", seed=9, words=[*WORDS[:-1], "##z"])
     with pytest.raises(UsageError, match="another vocabulary"):
         join_shards([one, other], out)
     chinese = tiny_shards(tmp_path / "chinese", seed=3)
@@ -82,10 +83,17 @@ def test_what_cannot_be_joined_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--words chinese"):
         join_shards([one, chinese], out)
     two = tiny_shards(tmp_path / "two", seed=1)
-    with pytest.raises(UsageError, match=r"holds .*one, which is read"):
-        join_shards([one, two], tmp_path)
-    with pytest.raises(UsageError, match="not of a folder of shards"):
+    for inside in (tmp_path, one, one / "all", two / "train-00000" / "all"):
+        with pytest.raises(UsageError, match="lie in each other"):
+            join_shards([one, two], inside)
+    for name in (".", ""):
+        with pytest.raises(UsageError, match="the name of a new folder"):
+            join_shards([one, two], name)
+    with pytest.raises(UsageError, match="there already"):
         join_shards([one, two], chinese)
+    copied = shutil.copytree(one, tmp_path / "copied")
+    with pytest.raises(UsageError, match=r"holds shards that .* holds too"):
+        join_shards([copied, two, one], out)
     index = two / "train-00000" / "sources.npy"
     index.write_bytes(index.read_bytes()[:-2] + b"\x01\x00")
     with pytest.raises(FilbertError, match=r"sources.npy is damaged"):

@@ -310,13 +310,19 @@ def test_scores_before_and_after_of_every_task(tmp_path: Path, place: Path, task
     result = prune(options, quiet=True)
     for side, bundle in (("before", folder), ("after", tmp_path / "small")):
         scored = evaluate(bundle, data, device="cpu", precision="float32")["scores"]
-        wanted = {k: v for k, v in scored.items() if v is None or isinstance(v, int | float)}
+        wanted = {k: v for k, v in scored.items() if v is None or isinstance(v, float)}  # no counts
         assert result.record[side] == wanted and wanted
     assert result.record["before"] != result.record["after"]
     manifest = read_manifest(tmp_path / "small")
     assert manifest.provenance["pruned"] == result.record
     assert manifest.scores == result.record["after"]
     assert manifest.provenance["scored_on"].startswith(name)
+    unmeasured = options.model_copy(
+        update={"bundle": options.out, "data": None, "out": str(tmp_path / "smaller")}
+    )
+    prune(unmeasured, quiet=True)
+    left = read_manifest(tmp_path / "smaller")  # what its parent scored is not its own
+    assert not left.scores and "scored_on" not in left.provenance
     first = next(iter(result.record["before"]))
     assert f"{first}: " in str(result) and f"scores of {name}" in str(result)
     with pytest.raises(UsageError, match="has no such option"):
