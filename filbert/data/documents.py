@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from filbert.data.kept_arrays import StaleError, keep, kept
+from filbert.data.kept_arrays import ForeignError, StaleError, keep, kept
 from filbert.errors import FilbertError, UsageError, missing_extra
 from filbert.text.words import HAN
 
@@ -32,6 +33,8 @@ SUFFIXES = (".txt", ".md", ".rst", ".text")
 PASSAGE = 800  # characters from which on a passage ends with its line
 LONGEST = 1600  # and with which it ends in any case
 WORDS = "words.safetensors"  # what an index of words is called in its folder
+IN_WORDS = {"data": 1, "indices": 1, "indptr": 1, "terms": 1}  # its arrays and their dimensions
+OF_MODELS = ("config.json", "filbert.json", "model.safetensors")  # no folder for an index
 _HAN_RUNS = re.compile(f"([{HAN}]+)")
 _WORD = re.compile(r"\w+")
 _STOPS = re.compile(r"[.!?。！？；\s]")
@@ -40,7 +43,8 @@ _STOPS = re.compile(r"[.!?。！？；\s]")
 @dataclass
 class Documents:
     """Texts of files, and their passages. names: (files,) relative paths; texts: their raw text;
-    owner, begin, end (passages,) int64: file and characters of each; notes: what was left out."""
+    owner, begin, end (passages,) int64: file and characters of each; notes: what was left out;
+    unkept: why the index could not be kept, in words, where that was asked for."""
 
     names: list[str]
     texts: list[str]
@@ -49,6 +53,7 @@ class Documents:
     end: Ids
     notes: list[str] = field(default_factory=list)
     index: Any = None
+    unkept: str | None = None
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -72,8 +77,11 @@ class Documents:
 
     def search(self, question: str, *, count: int) -> list[int]:
         """The numbers of the passages that share words with the question, the best first, at most
-        `count` of them."""
-        scores = np.asarray(self.index.get_scores(list(dict.fromkeys(terms(question)))))
+        `count` of them; none of a question without a word."""
+        asked = list(dict.fromkeys(terms(question)))
+        if not asked:
+            return []
+        scores = np.asarray(self.index.get_scores(asked))
         order = np.argsort(-scores, kind="stable")[:count]
         return [int(place) for place in order if scores[place] > 0]
 
@@ -85,12 +93,15 @@ def read_documents(
 
     `index`: a folder that keeps the index for the next call; where the documents have changed
     since, or it is damaged, it is made anew. That, files of other kinds, unreadable and empty ones
-    are told in `notes`. Raises `UsageError` for a folder that is not there, `FilbertError` where
-    nothing in it can be read.
+    are told in `notes`; so is an index that cannot be written. Raises `UsageError` for a folder
+    that is not there, an `index` that is a file or holds a model or a file of another program in
+    the index's place, `FilbertError` where nothing in the folder can be read.
     """
     root = Path(folder)
     if not root.is_dir():
         raise UsageError(f"{root} is no folder; name one with text files ({', '.join(SUFFIXES)})")
+    if index is not None:
+        _check_index(index)
     names, texts, bad, others = [], [], [], 0
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
@@ -125,10 +136,20 @@ def read_documents(
     places = [(number, a, b) for number, text in enumerate(texts) for a, b in passages(text)]
     owner, begin, end = np.asarray(places, dtype=np.int64).T
     found = Documents(names, texts, owner, begin, end, notes)
-    if index is not None and index.exists() and not index.is_dir():
-        raise UsageError(f"--index {index} is a file; name a folder, which is made if need be")
     found.index = _indexed(found, None if index is None else index / WORDS)
     return found
+
+
+def _check_index(index: Path) -> None:
+    """Raise `UsageError` for a folder that is no place for an index."""
+    if os.path.exists(index) and not os.path.isdir(index):
+        raise UsageError(f"--index {index} is a file; name a folder, which is made if need be")
+    for name in OF_MODELS:
+        if os.path.exists(index / name):
+            raise UsageError(
+                f"--index {index} holds a model ({name}); give a folder of its own, which is made "
+                "if need be"
+            )
 
 
 def _indexed(documents: Documents, path: Path | None) -> Any:
@@ -139,7 +160,7 @@ def _indexed(documents: Documents, path: Path | None) -> Any:
         raise missing_extra("bm25s", "tasks") from None
     made = bm25s.BM25()
     stamp = f"{documents.digest()} bm25s {bm25s.__version__}"
-    if path is not None and (arrays := kept_or_told(path, stamp, documents.notes)) is not None:
+    if path is not None and (arrays := kept_or_told(path, stamp, IN_WORDS, documents.notes)):
         names = bytes(arrays.pop("terms")).decode().split("\n")
         made.scores = {**arrays, "num_docs": len(documents)}
         made.vocab_dict = {name: number for number, name in enumerate(names)}
@@ -150,14 +171,29 @@ def _indexed(documents: Documents, path: Path | None) -> Any:
         names = sorted(made.vocab_dict, key=made.vocab_dict.__getitem__)
         arrays = {name: made.scores[name] for name in ("data", "indices", "indptr")}
         arrays["terms"] = np.frombuffer("\n".join(names).encode(), np.uint8)
-        keep(path, arrays, stamp)
+        documents.unkept = keep_or_tell(path, arrays, stamp)
+        documents.notes += [documents.unkept] if documents.unkept else []
     return made
 
 
-def kept_or_told(path: Path, stamp: str, notes: list[str]) -> dict[str, NDArray[Any]] | None:
-    """The arrays of a file, or None where they are to be made; why they are made anew is noted."""
+def keep_or_tell(path: Path, arrays: Mapping[str, NDArray[Any]], stamp: str) -> str | None:
+    """Write the arrays; where that fails, why, in words: answers do not need it."""
     try:
-        return kept(path, stamp)
+        keep(path, arrays, stamp)
+    except FilbertError as error:
+        return f"the index could not be kept for the next call: {error}"
+    return None
+
+
+def kept_or_told(
+    path: Path, stamp: str, wanted: Mapping[str, int], notes: list[str]
+) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a file, or None where they are to be made; why they are made anew is noted.
+    Raises `ForeignError`."""
+    try:
+        return kept(path, stamp, wanted)
+    except ForeignError:
+        raise
     except StaleError:
         notes.append(f"{path} was made of other documents or settings; it is made anew")
     except FilbertError as error:

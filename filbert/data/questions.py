@@ -139,7 +139,8 @@ def stream_unanswered(
             try:
                 key, text, _ = reader.checked(item, context, at, title=title)
             except FilbertError as error:
-                key = str(item.get("id", at)) if isinstance(item, dict) else at
+                given = item.get("id") if isinstance(item, dict) else None
+                key = at if given is None else str(given)
                 yield Row(row, {"id": key}), BadRow(str(error).removeprefix(f"{shown}, ")), ""
             else:
                 yield Row(row, {"id": key}), text, context
@@ -147,12 +148,32 @@ def stream_unanswered(
         raise FilbertError(f"{shown} holds no questions; {LAYOUT}")
 
 
+def has_id(row: Row) -> bool:
+    """Whether a question has an id; null, and an empty cell of a table, are none."""
+    return row.values.get("id") not in (None, "")
+
+
+def ids_once(rows: Iterable[tuple[Row, Any, Any]]) -> Iterator[tuple[Row, Any, Any]]:
+    """The same (row, question, context), but a question with the id of an earlier one has a
+    `BadRow` in its place. The ids are held in memory."""
+    seen: dict[str, int] = {}
+    for row, text, context in rows:
+        if has_id(row) and not isinstance(text, BadRow):
+            name = str(row.values["id"])
+            if (first := seen.setdefault(name, row.number)) != row.number:
+                text = BadRow(
+                    f"the id {name!r} stands at row {first} too; scores need ids that differ. "
+                    "Rename one of them"
+                )
+        yield row, text, context
+
+
 def _paragraphs(name: str, shown: str, encoding: str) -> Iterator[tuple[str, Any, list[Any], str]]:
     """(title, context, questions, place in words) of each paragraph of a SQuAD file; `FilbertError`
     for another layout."""
-    lines = read_rows(name, format="text", encoding=encoding)
+    lines = [row.values["text"] for row in read_rows(name, format="text", encoding=encoding)]
     try:
-        content = json.loads("\n".join(row.values["text"] for row in lines))
+        content = json.loads("\n".join(lines))
     except (ValueError, RecursionError) as error:
         raise FilbertError(f"{shown} is no JSON ({error}); {LAYOUT}") from None
     articles = content.get("data") if isinstance(content, dict) else None
@@ -208,7 +229,7 @@ class _Reader:
         text = item.get("question")
         if not isinstance(text, str) or not text.strip():
             raise FilbertError(f'{where}: "question" is {text!r:.40}; a text was expected')
-        name = str(item.get("id", place))
+        name = str(place if item.get("id") is None else item["id"])
         if name in self.seen:
             raise FilbertError(
                 f"{where}: the id {name!r} stands at {self.seen[name]} too; scores need ids that "

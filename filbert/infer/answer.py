@@ -28,7 +28,7 @@ import torch
 
 from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
-from filbert.data.questions import Questions, read_questions, stream_unanswered
+from filbert.data.questions import Questions, ids_once, read_questions, stream_unanswered
 from filbert.data.tables import BadRow, Row
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.predict import WINDOW, check_count, check_rows, shown, stream, text_problem
@@ -145,15 +145,17 @@ class Answerer:
         header: bool | None = None,
     ) -> Iterator[tuple[Row, Any, Any]]:
         """(row, question, context) of each question of a file: SQuAD's layout (.json), read whole,
-        or a table with two such columns, in constant memory. A row may have an `id`.
+        or a table with two such columns, of which the ids alone are held in memory. A row may have
+        an `id`; one with that of an earlier row has a `BadRow` in place of its question.
 
         Raises what `stream_unanswered` and `stream_texts` do.
         """
         if format is not None or not SQUAD.search(os.fspath(path)):
-            yield from stream_texts(
+            rows = stream_texts(
                 path, text_column=text_column, pair_column=pair_column, format=format,
                 encoding=encoding, header=header, need_pair=True,
             )  # fmt: skip
+            yield from ids_once(rows)
             return
         if text_column is not None or pair_column is not None:
             raise UsageError(

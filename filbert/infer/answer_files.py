@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filbert.atomic import atomic_path
+from filbert.data.questions import has_id
 from filbert.data.tables import BadRow, Row
 from filbert.data.tag_schemes import bio_of
 from filbert.errors import FilbertError, UsageError
@@ -32,7 +33,7 @@ def layout_of(task: str, target: Path) -> str | None:
 
 def check_first(layout: str, row: Row, given: Any, target: Path) -> None:
     """Raise `UsageError` where the first row lacks what the layout is made of."""
-    if layout == ".json" and "id" not in row.values:
+    if layout == ".json" and not has_id(row):
         raise UsageError(
             f"--out {target} becomes an object of ids and answers, but the questions have no id; "
             "add a column id, or name a .jsonl file"
@@ -42,6 +43,14 @@ def check_first(layout: str, row: Row, given: Any, target: Path) -> None:
             f"--out {target} becomes words with their tags, but the rows are texts; give words "
             '(CoNLL, or {"tokens": [...]}), or name a .jsonl file'
         )
+
+
+def with_ids(rows: Iterable[tuple[Row, Any, Any]]) -> Iterator[tuple[Row, Any, Any]]:
+    """Rows of questions for .json: one without an id has a `BadRow` in place of its text."""
+    for row, text, pair in rows:
+        if not has_id(row) and not isinstance(text, BadRow):
+            text = BadRow("the question has no id, and .json holds answers by ids; add one")
+        yield row, text, pair
 
 
 def write_layout(layout: str, answers: Path, target: Path) -> None:

@@ -12,7 +12,8 @@ the spans of all of them compete. Of a model that may stay silent each span is m
 "no answer" in its own passage, and passages that do not answer give nothing.
 
 With `--index` the word index, and the vectors that were needed, are kept in a folder; they belong
-to the content of the documents and of the model, and are made anew where either has changed.
+to the content of the documents and of the model, and are made anew where either has changed. Where
+they cannot be written a line says so, after or before the answers.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from filbert.bundle import what_fits
-from filbert.data.documents import Documents, kept_or_told, read_documents
-from filbert.data.kept_arrays import keep
+from filbert.data.documents import Documents, keep_or_tell, kept_or_told, read_documents
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.answer import Answerer, as_questions
 from filbert.infer.ask_options import AskOptions
@@ -37,6 +37,7 @@ from filbert.tasks.answer import N_BEST, cut_out
 
 Answer = dict[str, Any]
 VECTORS = "vectors.safetensors"  # what those of passages are called in the folder of --index
+IN_VECTORS = {"rows": 1, "vectors": 2}  # its arrays and their dimensions
 
 
 class Asker:
@@ -167,8 +168,8 @@ def ask(options: AskOptions, as_json: bool) -> None:
     path = stamp = None
     if kept_in is not None and embedder is not None:
         path, stamp = kept_in / VECTORS, stamp_of(documents, embedder)
-        if (arrays := kept_or_told(path, stamp, documents.notes)) is not None:
-            asker.vectors.update(zip(arrays["rows"].tolist(), arrays["vectors"], strict=True))
+        if arrays := kept_or_told(path, stamp, IN_VECTORS, documents.notes):
+            asker.vectors.update(zip(arrays["rows"].tolist(), arrays["vectors"], strict=False))
     for note in documents.notes:
         print(note, file=sys.stderr)
     before = len(asker.vectors)
@@ -185,7 +186,10 @@ def ask(options: AskOptions, as_json: bool) -> None:
             print("(no answer in these documents)")
     if path is not None and stamp is not None and len(asker.vectors) > before:
         rows = np.fromiter(asker.vectors, np.int64, len(asker.vectors))
-        keep(path, {"rows": rows, "vectors": np.stack(list(asker.vectors.values()))}, stamp)
+        arrays = {"rows": rows, "vectors": np.stack(list(asker.vectors.values()))}
+        unkept = keep_or_tell(path, arrays, stamp)
+        if unkept and not documents.unkept:  # the cause is told once
+            print(unkept, file=sys.stderr)
 
 
 def stamp_of(documents: Documents, embedder: Embedder) -> str:

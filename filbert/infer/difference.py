@@ -45,7 +45,8 @@ def check_compared(rows: Any, core: str) -> None:
 
 def difference(predictor: Any, exact: Any, rows: Sequence[Any]) -> dict[str, Any]:
     """What `predictor` computes of these good rows beside what `exact`, the same model in float32,
-    does. By name, each with the `largest` and the `mean` absolute difference of single numbers:
+    does; raises `UsageError` where no row has a token. By name, each with the `largest` and the
+    `mean` absolute difference of single numbers:
 
     `states`, the last hidden states of all tokens, with the `relative` norm of the difference too;
     of classifying and ranking `logits`, and `probabilities` or the `scores` of a regression; of
@@ -53,6 +54,10 @@ def difference(predictor: Any, exact: Any, rows: Sequence[Any]) -> dict[str, Any
     """
     with noted(predictor) as found, _calls(predictor.model) as calls:
         predictor.answer_rows(rows)
+    if not calls:
+        raise UsageError(
+            "compare: none of the texts has a token, so nothing was computed; give some with words"
+        )
     parts = {"states": _of_states(predictor.model, exact.model, calls)}
     if found:
         with noted(exact) as truth:

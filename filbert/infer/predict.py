@@ -128,7 +128,7 @@ def load(
     predictor = predictor_of(bundle, place, dtype, reason, batch_tokens)
     if compare is not None:
         check_compared(compare, core)
-        check_rows(predictor, compare)
+        check_rows(predictor, compare, what="compare, item")
         exact = load(name, device=device, precision="float32", batch_tokens=batch_tokens, core=core)
         predictor.difference = difference(predictor, exact, compare)
     if warm_up:
@@ -299,13 +299,13 @@ class Classifier:
         return text_problem(row)
 
 
-def check_rows(predictor: Any, rows: Sequence[Any], *, start: int = 0) -> None:
+def check_rows(predictor: Any, rows: Sequence[Any], *, start: int = 0, what: str = "item") -> None:
     """Raise `FilbertError` for a row that the model cannot read, naming its position (plus
-    `start`)."""
+    `start`) and `what` it is one of."""
     for index, row in enumerate(rows, start=start):
         problem = predictor.problem(row)
         if problem:
-            raise FilbertError(f"item {index}: {problem}")
+            raise FilbertError(f"{what} {index}: {problem}")
 
 
 def stream(

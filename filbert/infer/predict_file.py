@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from filbert.data.examples import stream_texts
+from filbert.data.questions import has_id
 from filbert.data.tables import Row
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.answer_files import check_first, layout_of, rows_in, write_layout
+from filbert.infer.answer_files import check_first, layout_of, rows_in, with_ids, write_layout
 from filbert.infer.empty_texts import empty_note, told
 from filbert.infer.overlap import in_order, workers_for
 from filbert.infer.predict import WINDOW, Answer, Classifier, as_json_text, windows
@@ -38,11 +39,12 @@ COUNTED = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 
 @dataclass(frozen=True)
 class FileReport:
-    """What was done: rows in the output, those answered in this run, rows without an answer."""
+    """What was done: rows in the output, those answered in this session, and of these the rows
+    without an answer and the empty ones."""
 
     rows: int
     answered: int
-    failed: list[int]  # numbers of the rows of this run that carry an `error`, the first 1,000
+    failed: list[int]  # numbers of the rows that carry an `error`, the first 1,000
     failures: int
     seconds: float
     empty: Sequence[int] = ()  # numbers of the rows whose text is empty, the first 1,000
@@ -51,13 +53,21 @@ class FileReport:
     def summary(self, out: str | PathLike[str] | None) -> str:
         """What was done, in words; rows without an answer are named."""
         rate = self.answered / max(self.seconds, 1e-6)
-        text = f"{self.rows:,} rows, {self.seconds:.1f} s, {rate:,.0f} rows/s"
+        text, now = f"{self.rows:,} rows, {self.seconds:.1f} s, {rate:,.0f} rows/s", ""
+        if self.answered < self.rows:  # resumed; the flaws below are those of this session too
+            now = "in this session "
+            text = f"{now}{self.answered:,} rows, {self.seconds:.1f} s, {rate:,.0f} rows/s"
         text = f"{out}: {text}" if out is not None else text
         if self.failures:
-            numbers = _listed(self.failed, self.failures)
-            text += f"\n{self.failures:,} rows have no usable text and carry an error: {numbers}"
+            one = self.failures == 1
+            text += (
+                f"\n{now}{self.failures:,} {'row' if one else 'rows'} could not be answered and "
+            )
+            text += (
+                f"{'carries' if one else 'carry'} an error: {_listed(self.failed, self.failures)}"
+            )
         if self.empties:
-            text += f"\n{told(self.empties)}: {_listed(self.empty, self.empties)}"
+            text += f"\n{now}{told(self.empties)}: {_listed(self.empty, self.empties)}"
         return text
 
 
@@ -143,6 +153,8 @@ def predict_file(
     layout = layout_of(model.manifest.task, target)
     if layout and head:
         check_first(layout, head[0][0], head[0][1], target)
+        if layout == ".json":
+            rows = with_ids(rows)
     stamp = {
         "source": _stamp(source),
         "model": _stamp(model.folder / "model.safetensors"),
@@ -275,7 +287,7 @@ def _answer(
     out: list[Answer] = []
     for (row, _, _), given, problem in zip(block, rows, problems, strict=True):
         name = {"row": row.number}
-        if model.manifest.task == "answer" and "id" in row.values:
+        if model.manifest.task == "answer" and has_id(row):
             name["id"] = row.values["id"]
         if problem is None:
             note = empty_note(given)

@@ -341,6 +341,14 @@ def test_what_a_folder_was_asked_is_kept(
     assert f"{kept / 'vectors.safetensors'} was made of other documents or settings" in (
         capsys.readouterr().err
     )
+    # an index that cannot be kept is one line, a question without a word has no answer
+    for name in ("vectors.safetensors", "words.safetensors"):
+        (kept / name).unlink()
+        (kept / name).mkdir()
+        ask(options.model_copy(update={"question": ["???", *options.question]}), True)
+        shown = capsys.readouterr()
+        assert shown.out == '{"question": "???", "answers": []}\n' + wanted
+        assert shown.err.count("the index could not be kept for the next call: could not") == 1
 
 
 # --- what people type -----------------------------------------------------------------------------

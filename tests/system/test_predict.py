@@ -297,7 +297,7 @@ def test_rows_without_a_text_are_told_and_the_others_answered(
     report = predict_file(classifier, source, out)
     rows = rows_of(out)
     assert (report.failures, report.failed) == (2, [2, 4])
-    assert "2 rows have no usable text and carry an error: 2, 4" in report.summary(out)
+    assert "2 rows could not be answered and carry an error: 2, 4" in report.summary(out)
     assert ["error" in row for row in rows] == [False, True, False, True]
     assert "None" in rows[1]["error"] and "int 4" in rows[3]["error"]
     assert rows[2]["score"] == pytest.approx(classifier("b")["score"], abs=1e-5)

@@ -19,7 +19,7 @@ from filbert import cli, load
 from filbert.data.pairs import read_pairs
 from filbert.data.tables import Row
 from filbert.data.tagged import read_tagged
-from filbert.errors import FilbertError, UsageError
+from filbert.errors import UsageError
 from filbert.infer.answer_files import write_layout
 from filbert.infer.benchmark import read_rows
 from filbert.infer.benchmark_options import BenchmarkOptions
@@ -308,7 +308,7 @@ def test_a_bad_question_is_answered_by_an_error_in_its_place(
     source, out = tmp_path / "dev.json", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"data": data}), "utf-8")
     assert typed(bundles["answer"], "--file", str(source), "--out", str(out)) == 0
-    assert "3 rows have no usable text and carry an error: 2, 3, 4" in capsys.readouterr().err
+    assert "3 rows could not be answered and carry an error: 2, 3, 4" in capsys.readouterr().err
     found, answer = rows_of(out), opened(bundles, "answer")
     first, last = answer(["who ?", "call ?"], "the river bank")
     assert (found[0], found[4]) == (
@@ -336,7 +336,7 @@ def test_a_ragged_line_of_conll_is_answered_by_an_error(
     assert typed(bundles["tag"], "--file", str(source)) == 0
     shown = capsys.readouterr()
     found, tag = [json.loads(line) for line in shown.out.splitlines()], opened(bundles, "tag")
-    assert "2 rows have no usable text and carry an error: 1, 3" in shown.err
+    assert "2 rows could not be answered and carry an error: 1, 3" in shown.err
     assert found[0]["error"].startswith("line 3: 1 column, but line 2 has 2 (by tabs): 'it'")
     assert "line 7: 3 columns" in found[2]["error"]
     assert found[1] == {"row": 2, **tag({"tokens": ["like"]})} and "spans" in found[3]
@@ -386,14 +386,15 @@ def test_flat_questions_and_ids(
     out.unlink()
     with pytest.raises(UsageError, match="but the questions have no id"):
         predict_file(answer, jsonl(tmp_path / "b.jsonl", [row]), out)
-    for second, message in (({"id": "7", **row}, "row 2 has the id '7' of another one"),
-                            (row, "row 2 has no id")):  # fmt: skip
-        source = jsonl(tmp_path / "c.jsonl", [{"id": "7", **row}, second])
-        with pytest.raises(FilbertError, match=rf"{message}.*out\.json\.partial, which is JSONL"):
-            predict_file(answer, source, out)
-        assert not out.exists()
-        assert len(rows_of(tmp_path / "out.json.partial")) == 2
-        (tmp_path / "out.json.partial").unlink()
+    # the id of another one, or none: an error in its place, and the others are answered
+    rows = [{"id": "7", **row}, {"id": 7, **row}, {"id": None, **row}, row, {"id": "8", **row}]
+    source, lines = jsonl(tmp_path / "c.jsonl", rows), tmp_path / "out.jsonl"
+    assert predict_file(answer, source, out).failed == [2, 3, 4]
+    assert json.loads(out.read_text("utf-8")) == {"7": text, "8": text}
+    assert predict_file(answer, source, lines).failed == [2]  # JSONL needs no ids
+    found = rows_of(lines)
+    assert found[1]["error"].startswith("the id '7' stands at row 1 too; scores need ids")
+    assert ["id" in one for one in found] == [True, True, False, False, True]
 
 
 def test_a_stopped_file_of_questions_goes_on(

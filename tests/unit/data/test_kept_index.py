@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from filbert.data.documents import WORDS, read_documents
-from filbert.data.kept_arrays import StaleError, keep, kept
+from filbert.data.documents import OF_MODELS, WORDS, read_documents
+from filbert.data.kept_arrays import ForeignError, StaleError, keep, kept
 from filbert.errors import FilbertError, UsageError
 
 
@@ -108,19 +110,74 @@ def test_what_an_index_cannot_be(docs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.txt is a file; name a folder"):
         read_documents(docs, index=docs / "a.txt")
     assert "guarantee" in (docs / "a.txt").read_text("utf-8")
+    for name in OF_MODELS:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / name).write_text("{}")
+        with pytest.raises(
+            UsageError, match=rf"holds a model \({name}\); give a folder of its own"
+        ):
+            read_documents(docs, index=tmp_path / name)
+        assert [path.name for path in (tmp_path / name).iterdir()] == [name]
+
+
+@pytest.mark.parametrize("size", [None, -9])
+def test_a_file_of_another_program_is_not_replaced(
+    docs: Path, tmp_path: Path, size: int | None
+) -> None:
+    pytest.importorskip("bm25s")
+    path = tmp_path / WORDS
+    save_file({"weight": np.ones((4, 4), np.float32)}, path, metadata={"format": "pt"})
+    path.write_bytes(before := path.read_bytes()[:size])
+    with pytest.raises(ForeignError, match="is not of filbert, so it is not replaced; move it"):
+        read_documents(docs, index=tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_an_index_that_lacks_an_array_is_made_anew(docs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    read_documents(docs, index=tmp_path)
+    path = tmp_path / WORDS
+    arrays = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        stamp = file.metadata()["stamp"]
+    for changed in ({**arrays, "terms": arrays["terms"][None]}, {"data": arrays["data"]}):
+        keep(path, changed, stamp)
+        found = read_documents(docs, index=tmp_path)
+        (note,) = found.notes
+        assert "is damaged and is made anew (" in note and "it holds other arrays than data" in note
+        assert found.search("two years", count=1) == [0]
+        assert read_documents(docs, index=tmp_path).notes == []
+
+
+def test_an_index_that_cannot_be_written_costs_a_line(docs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    (tmp_path / "a" / WORDS).mkdir(parents=True)
+    for index in (tmp_path / "a", docs / "a.txt" / "below"):
+        found = read_documents(docs, index=index)
+        assert found.search("two years", count=1) == [0]
+        assert found.notes == [found.unkept]
+        assert found.unkept and found.unkept.startswith("the index could not be kept for the next")
+    assert (tmp_path / "a" / WORDS).is_dir()
+
+
+def test_a_question_without_a_word_finds_nothing(docs: Path) -> None:
+    pytest.importorskip("bm25s")
+    library = read_documents(docs)
+    assert library.search("???", count=3) == library.search("\u3000", count=3) == []
 
 
 def test_arrays_and_what_they_belong_to(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.safetensors"
-    assert kept(path, "x") is None
+    wanted = {"a": 2, "b": 2}
+    assert kept(path, "x", wanted) is None
     arrays = {"a": np.arange(6).reshape(2, 3).T, "b": np.zeros((0, 4), np.float32)}
     keep(path, arrays, "x")
-    found = kept(path, "x")
+    found = kept(path, "x", wanted)
     assert found is not None and sorted(found) == ["a", "b"]
     for name, array in arrays.items():
         assert np.array_equal(found[name], array) and found[name].dtype == array.dtype
     with pytest.raises(StaleError):
-        kept(path, "y")
+        kept(path, "y", wanted)
     keep(path, {"a": np.zeros(2)}, "x")
     (tmp_path / "file").write_text("")
     with pytest.raises(FilbertError, match="could not write"):

@@ -85,8 +85,22 @@ def test_rows_that_cannot_be_compared(tmp_path: Path) -> None:
     for wrong in ("free prize", [], 7, {"text": "a"}):
         with pytest.raises(UsageError, match="compare: expected a list of texts, one or more, got"):
             load(bundle, compare=wrong)
-    with pytest.raises(FilbertError, match="item 1: expected a text"):
+    with pytest.raises(FilbertError, match="compare, item 1: expected a text"):
         load(bundle, compare=["free", None])
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+@pytest.mark.parametrize("task", ANSWERED)
+def test_texts_without_a_token_are_compared_or_refused_in_words(
+    tmp_path: Path, task: str, text: str
+) -> None:
+    bundle = task_bundle(tmp_path / task, task)
+    row = (text, text) if task in ("rank", "answer") else text
+    if task in ("classify", "rank", "embed"):  # their marks are tokens
+        assert load(bundle, device="cpu", compare=[row]).difference["states"]
+        return
+    with pytest.raises(FilbertError, match=r"^compare(: none of the texts has a token|, item 0:)"):
+        load(bundle, device="cpu", compare=[row])
 
 
 def test_a_core_of_exports_has_its_comparison_already(tmp_path: Path) -> None:
