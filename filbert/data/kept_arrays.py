@@ -56,8 +56,29 @@ def kept(path: Path, stamp: str, wanted: Mapping[str, int]) -> Arrays | None:
     for a safetensors file that `keep` did not write, `StaleError` for another stamp, `FilbertError`
     for a file that cannot be read, is not as it was written, or holds other arrays.
     """
-    if not os.path.isfile(path):
+    while os.path.isfile(path):
+        before = _identity(path)
+        try:
+            return _read(path, stamp, wanted)
+        except StaleError:
+            raise
+        except FilbertError:
+            if _identity(path) == before:  # else another process replaced it while it was read
+                raise
+    return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file stands there; a new one has another."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
         return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(path: Path, stamp: str, wanted: Mapping[str, int]) -> Arrays:
+    """The arrays of a file that is there; see `kept`."""
     if _foreign(path):
         raise ForeignError(
             f"{path} is not of filbert, so it is not replaced; move it away, or name another folder"

@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from filbert.data import kept_arrays
 from filbert.data.documents import OF_MODELS, WORDS, read_documents
 from filbert.data.kept_arrays import ForeignError, StaleError, keep, kept
 from filbert.errors import FilbertError, UsageError
@@ -103,6 +104,26 @@ def test_writers_at_once_do_no_harm(docs: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(24))) == [[0]] * 24
     assert [path.name for path in index.iterdir()] == [WORDS]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Header and size are looked at one after the other: of two files they do not fit."""
+    path, check, calls = tmp_path / "a.safetensors", kept_arrays.check_safetensors, 0
+    kept_arrays.keep(path, {"x": np.zeros(4, np.float32)}, "stamp")
+
+    def replaced(where: Path) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            kept_arrays.keep(path, {"x": np.ones(9, np.float32)}, "stamp")
+            raise FilbertError("the file has another size than its header says")
+        return check(where)
+
+    monkeypatch.setattr(kept_arrays, "check_safetensors", replaced)
+    found = kept_arrays.kept(path, "stamp", {"x": 1})
+    assert found is not None and found["x"].tolist() == [1.0] * 9 and calls == 2
 
 
 def test_what_an_index_cannot_be(docs: Path, tmp_path: Path) -> None:
