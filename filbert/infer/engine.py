@@ -33,7 +33,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple, Self
 
 from filbert.errors import FilbertError, UsageError
-from filbert.infer.overlap import mark_worker, workers_for
+from filbert.infer.overlap import mark_worker, until_failure, workers_for
 from filbert.infer.predict import MOST_THREADS, WINDOW, check_count
 from filbert.infer.warm_up import warm_rows
 from filbert.model import native
@@ -150,22 +150,15 @@ class Engine:
                 raise FilbertError(f"item {place}: {error}") from None
 
         most = self._window * (self._workers + 1)
-        given, failed = iter(rows), None
-        while True:
-            try:
-                row = next(given)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 - what was taken before it is answered first
-                failed = error
-                break
+        failed: list[Exception] = []
+        for row in until_failure(rows, failed):
             ahead.append(self.submit(row, **options))
             while ahead and (len(ahead) >= most or ahead[0].done()):
                 yield take()
         while ahead:
             yield take()
-        if failed is not None:
-            raise failed
+        if failed:
+            raise failed[0]
 
     def warm_up(self) -> float:
         """Answer a short row and a long one with the threads of this engine, so that the first

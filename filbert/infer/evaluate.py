@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from inspect import Parameter, signature
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,12 @@ def evaluate(
     )  # fmt: skip
     check_options(model, options)
     began = time.monotonic()
-    with noted(model) as found:
+    reduced = precision in REDUCED
+    noting: AbstractContextManager[Any] = noted(model) if reduced else nullcontext([])
+    with noting as found:
         record = model.evaluate(data, **options)
     record.setdefault("seconds", round(time.monotonic() - began, 3))
-    if precision in REDUCED:
+    if reduced:
         exact = load(
             name, device=device, precision="float32", batch_tokens=batch_tokens, threads=threads,
             core=core,

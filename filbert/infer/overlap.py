@@ -32,6 +32,7 @@ from filbert.model.seq2seq_config import Seq2SeqConfig
 BLOCK = 256  # texts of a block where many are at hand: enough of them for two workers to share
 Block = TypeVar("Block", bound=Sized)
 Answers = TypeVar("Answers")
+Item = TypeVar("Item")
 _here = threading.local()
 
 
@@ -63,6 +64,15 @@ def alone() -> Iterator[None]:
         _here.working = before
 
 
+def until_failure(given: Iterable[Item], failed: list[Exception]) -> Iterator[Item]:
+    """What is given. An error of the iterable ends it and is put into `failed`, to be raised when
+    what came before it is answered."""
+    try:
+        yield from given
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises it
+        failed.append(error)
+
+
 def in_order(
     work: Callable[[Block], Answers], blocks: Iterable[Block], *, workers: int, full: int = 1
 ) -> Iterator[tuple[Block, Answers]]:
@@ -77,16 +87,9 @@ def in_order(
         return
     ahead: deque[tuple[Block, Future[Answers]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="filbert-block", initializer=mark_worker)
-    given, failed = iter(blocks), None
+    failed: list[Exception] = []
     try:
-        while True:
-            try:
-                block = next(given)
-            except StopIteration:
-                break
-            except Exception as error:  # noqa: BLE001 - what was read before it is answered first
-                failed = error
-                break
+        for block in until_failure(blocks, failed):
             if not ahead and len(block) < full:
                 yield block, work(block)
                 continue
@@ -97,7 +100,7 @@ def in_order(
         while ahead:
             done, future = ahead.popleft()
             yield done, future.result()
-        if failed is not None:
-            raise failed
+        if failed:
+            raise failed[0]
     finally:
         pool.shutdown(cancel_futures=True)

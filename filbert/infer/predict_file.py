@@ -7,6 +7,7 @@ Answers go to OUT.partial, one line a row, and the file takes its name when the 
 answered. Beside it OUT.partial.json says which input, model and options it belongs to, so that a
 run never goes on in a file that another one began. A row without a usable text is answered with
 an `error` and the others go on; `strict` stops instead. An empty text has a `note` in its answer.
+Of questions the ids are held in memory, to know one that comes twice.
 """
 
 from __future__ import annotations

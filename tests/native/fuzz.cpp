@@ -4,25 +4,13 @@
 //
 //   fuzz [rounds] [seed]
 
-#include "../../filbert/native/encoder.cpp"
-
-#include <cstdio>
-#include <random>
+#include "fuzz.hpp"
 
 int main(int count, char** words) {
-    if (!filbert_native_level()) {
-        std::puts("skipped: no AMX here");
-        return 0;
-    }
-    const int rounds = count > 1 ? std::atoi(words[1]) : 200;
-    std::mt19937 draw(count > 2 ? std::atoi(words[2]) : 1);
-    auto number = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(draw); };
-    std::normal_distribution<float> normal(0.f, 0.2f);
-    auto floats = [&](size_t size) {
-        std::vector<float> values(size);
-        for (float& value : values) value = normal(draw);
-        return values;
-    };
+    Fuzz fuzz(count, words);
+    const int rounds = fuzz.rounds;
+    auto number = [&](int low, int high) { return fuzz.number(low, high); };
+    auto floats = [&](size_t size) { return fuzz.floats(size); };
     for (int round = 0; round < rounds; ++round) {
         const int heads = number(1, 5), head = number(1, 90), hidden = heads * head, inner = number(1, 300);
         const int layers = number(1, 3), vocabulary = number(1, 50), longest = number(1, 300);

@@ -4,26 +4,13 @@
 //
 //   fuzz_train [rounds] [seed]
 
-#include "../../filbert/native/encoder.cpp"
-
-#include <cstdio>
-#include <random>
+#include "fuzz.hpp"
 
 int main(int count, char** words) {
-    if (!filbert_native_level()) {
-        std::puts("skipped: no AMX here");
-        return 0;
-    }
-    const int rounds = count > 1 ? std::atoi(words[1]) : 200;
-    std::mt19937 draw(count > 2 ? std::atoi(words[2]) : 1);
-    auto number = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(draw); };
-    std::normal_distribution<float> normal(0.f, 0.2f);
-    using Values = std::vector<bf16>;
-    auto values = [&](size_t size) {
-        Values all(size);
-        for (bf16& value : all) value = to_bf16(normal(draw));
-        return all;
-    };
+    Fuzz fuzz(count, words);
+    const int rounds = fuzz.rounds;
+    auto number = [&](int low, int high) { return fuzz.number(low, high); };
+    auto values = [&](size_t size) { return fuzz.values(size); };
     auto sound = [](const Values& all) {
         return std::all_of(all.begin(), all.end(), [](bf16 value) { return (value & 0x7f80) != 0x7f80; });
     };
