@@ -211,3 +211,17 @@ def test_extras_name_each_other_rightly(project: dict[str, Any]) -> None:
         for row in map(Requirement, rows):
             if row.name == "filbert":
                 assert row.extras <= set(extras)
+
+
+def test_ctrl_c_while_the_verbs_are_read_is_told_without_a_traceback() -> None:
+    code = """
+import sys, filbert.__main__
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "filbert.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+filbert.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
