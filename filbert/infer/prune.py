@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from filbert.data.packing import Encoded, plan_once
 from filbert.data.tables import kind_of
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.evaluate import evaluate
+from filbert.infer.predict import predictor_of
 from filbert.infer.prune_options import PruneOptions
 from filbert.model.device import choose_device
 from filbert.model.modern_config import ModernBertConfig
@@ -62,6 +64,12 @@ from filbert.text import BertTokenizer
 from filbert.text.trim_vocabulary import UsedTokens, check_same, trim_tokenizer
 
 BLOCK = 1000  # documents that are encoded together
+# task -> the score that layers are chosen by; classification: metrics.main_metric
+MAIN = {
+    "tag": "f1", "answer": "f1", "embed": "spearman", "summarize": "rouge1", "fill": "perplexity",
+    "pretrain": "perplexity",
+}  # fmt: skip
+Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Rows:
     manifest: Manifest
     batch_tokens: int
 
-    def scores(self, model: classify.Classifier) -> dict[str, float | None]:
+    def scores(self, model: classify.Classifier) -> Scores:
         """`loss` and the field's measures, as plain numbers."""
         logits = classify.predict_logits(model, self.encoded, batch_tokens=self.batch_tokens)
         kind = self.manifest.problem_type
@@ -129,7 +137,7 @@ class Rows:
 def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     """Prune a bundle as `options` say and write the smaller one to `options.out`.
 
-    Layers and heads are those of classifiers, words those of any bundle with one encoder. With
+    Layers and words are those of any bundle with one encoder, heads those of classifiers. With
     `options.data` scores before and after are told, of other tasks than classification those of
     `filbert evaluate`. Raises `UsageError` for a request that cannot be met, `FilbertError` for
     rows that do not fit.
@@ -145,22 +153,20 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
         bundle.tokenizer,
         bundle.manifest.model_copy(update={"int8": None}),
     )
-    if options.vocab and isinstance(model, BertForSeq2SeqLM):
+    if isinstance(model, BertForSeq2SeqLM):
         raise UsageError(
-            f"{options.bundle} holds a {type(model).__name__}; vocabularies are trimmed of models "
-            "with one encoder"
+            f"{options.bundle} holds a {type(model).__name__}; models with one encoder are pruned"
         )
     record: dict[str, Any] = {"from": str(options.bundle)}
     size = _parameters(model)
     rows = told = None
     of_task = options.data is not None and not isinstance(model, classify.Classifier)
     if of_task:
-        for name in ("layers", "heads", "limit", "metric"):
+        for name in ("heads", "limit"):
             if getattr(options, name) is not None:
                 raise UsageError(
-                    f"--{name}: {options.bundle} holds a {type(model).__name__}; layers and heads "
-                    "are measured of classifiers. Of other models --data gives the scores before "
-                    "and after --vocab"
+                    f"--{name}: {options.bundle} holds a {type(model).__name__}; heads are "
+                    "measured of classifiers, and of other models all rows of --data are scored"
                 )
         record["before"], record["scored_on"] = evaluated(options, options.bundle, manifest)
     elif options.data is not None:
@@ -175,8 +181,15 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
             print(text, file=sys.stderr)
 
     if options.layers is not None:
-        assert rows is not None and isinstance(model, classify.Classifier)
-        kept = choose_layers(model, rows, options.layers, metric=options.metric, say=say)
+        score: Callable[[], Scores]
+        if rows is not None:
+            assert manifest.problem_type is not None and isinstance(model, classify.Classifier)
+            metric = options.metric or metrics.main_metric(manifest.problem_type)
+            score = partial(rows.scores, model)
+        else:
+            metric = options.metric or MAIN[manifest.task]
+            score = scorer(options, model)
+        kept = choose_layers(model, score, options.layers, metric=metric, say=say)
         keep_layers(model, kept)
         record["layers"] = kept
     if options.heads is not None:
@@ -225,31 +238,45 @@ def prune(options: PruneOptions, *, quiet: bool = False) -> Pruned:
     return Pruned(Path(options.out), record, time.monotonic() - began)
 
 
-def evaluated(
-    options: PruneOptions, bundle: str | Path, manifest: Manifest
-) -> tuple[dict[str, float | None], str]:
+def evaluated(options: PruneOptions, bundle: str | Path, manifest: Manifest) -> tuple[Scores, str]:
     """The scores that `filbert evaluate` gives a bundle, in float32, and what they are of.
 
-    Counts of rows and the like are left out; `--label-column` is a tagger's column of tags.
     Raises `UsageError` for a column option that its task does not have."""
     data = options.test or str(options.data)
+    result = evaluate(
+        bundle, data, device=options.device, precision="float32",
+        batch_tokens=options.batch_tokens, **_reading(options, manifest),
+    )  # fmt: skip
+    rows = f", {result['rows']:,} rows" if "rows" in result else ""
+    return _measures(result["scores"]), f"{Path(data).name}{rows}"
+
+
+def scorer(options: PruneOptions, model: PretrainedModel) -> Callable[[], Scores]:
+    """What scores this model, as it is at the time, on the rows of `--data`; for all tasks."""
+    bundle = replace(open_bundle(options.bundle), model=model)
+    device = choose_device(options.device)
+    predictor = predictor_of(
+        bundle, device, torch.float32, "pruning", batch_tokens=options.batch_tokens
+    )
+    reading = _reading(options, bundle.manifest)
+    return lambda: _measures(predictor.evaluate(str(options.data), **reading)["scores"])
+
+
+def _reading(options: PruneOptions, manifest: Manifest) -> dict[str, Any]:
+    """The options of reading that were given, by the names that `filbert evaluate` has for them:
+    `--label-column` is a tagger's column of tags."""
     names = ("text_column", "pair_column", "label_column", "label_separator", "format", "header")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if manifest.task == "tag" and "label_column" in given:
         given["tag_column"] = given.pop("label_column")
     if options.encoding != "utf-8":
         given["encoding"] = options.encoding
-    result = evaluate(
-        bundle, data, device=options.device, precision="float32",
-        batch_tokens=options.batch_tokens, **given,
-    )  # fmt: skip
-    plain = {
-        name: value
-        for name, value in result["scores"].items()
-        if value is None or isinstance(value, float)
-    }
-    rows = f", {result['rows']:,} rows" if "rows" in result else ""
-    return plain, f"{Path(data).name}{rows}"
+    return given
+
+
+def _measures(scores: dict[str, Any]) -> Scores:
+    """Of the scores of a task those that measure; counts of rows and the like are left out."""
+    return {k: value for k, value in scores.items() if value is None or isinstance(value, float)}
 
 
 def calibrate(manifest: Manifest, model: PretrainedModel, rows: Rows) -> None:
@@ -263,39 +290,39 @@ def calibrate(manifest: Manifest, model: PretrainedModel, rows: Rows) -> None:
 
 
 def choose_layers(
-    model: classify.Classifier,
-    rows: Rows,
+    model: PretrainedModel,
+    score: Callable[[], Scores],
     count: int,
     *,
-    metric: str | None = None,
+    metric: str,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[int]:
     """The `count` layers to keep, numbers from 0: the least needed one is dropped again and again.
 
-    Scores the rows once for each layer that could go next. Raises `UsageError` for a count that the
-    model does not have, or a score that this kind of label does not.
+    `score` is called once for each layer that could go next, while the model is without it. Raises
+    `UsageError` for a count that the model does not have, or a metric that `score` does not give.
     """
-    assert rows.manifest.problem_type is not None
     kept = list(range(len(layers_of(model))))
     if count >= len(kept):
         raise UsageError(f"--layers {count}: the model has {len(kept)} layers; name fewer")
-    name = metric or metrics.main_metric(rows.manifest.problem_type)
     first = 1 if isinstance(model.config, ModernBertConfig) else 0  # see keep_layers
+    less = metrics.lower_is_better(metric) or metric in ("perplexity", "per_word")
     while len(kept) > count:
         found = []
         for layer in kept[first:]:
             rest = [other for other in kept if other != layer]
             with only_layers(model, rest):
-                scores = rows.scores(model)
-            if name not in scores:
-                raise UsageError(f"--metric {name!r}: there are {', '.join(scores)}")
-            value, loss = scores[name], scores["loss"]
-            assert loss is not None
-            worth = -np.inf if value is None else value
-            found.append((-worth if metrics.lower_is_better(name) else worth, -loss, layer))
+                scores = score()
+            if metric not in scores:
+                raise UsageError(
+                    f"--metric {metric!r}: the rows of --data give {', '.join(scores)}. Name one"
+                )
+            value, loss = scores[metric], scores.get("loss")
+            worth = -np.inf if value is None else -value if less else value
+            found.append((worth, 0.0 if loss is None else -loss, layer))
         gain, _, layer = max(found)
         kept.remove(layer)
-        say(f"without layer {layer}: {name} {abs(gain):.4f}, {len(kept)} layers left")
+        say(f"without layer {layer}: {metric} {abs(gain):.4f}, {len(kept)} layers left")
     return kept
 
 

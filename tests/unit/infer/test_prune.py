@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from filbert.infer.prune import _read, choose_heads, choose_layers, head_importa
 from filbert.infer.prune_options import PruneOptions
 from filbert.model import sentence_folder
 from filbert.model.bert import BertForMaskedLM
-from filbert.model.prune import layers_of, only_layers
+from filbert.model.prune import keep_layers, layers_of, only_layers
 from filbert.model.sentence_folder import SentenceSettings
 from filbert.model.seq2seq import BertForSeq2SeqLM
 from filbert.tasks import classify
@@ -222,7 +223,7 @@ def test_a_trimmed_summarizer_picks_as_before(tmp_path: Path) -> None:
 def test_what_writes_has_two_vocabularies_and_is_refused(tmp_path: Path) -> None:
     writer = task_bundle(tmp_path / "writer", "summarize", kind=BertForSeq2SeqLM, settings={})
     options = PruneOptions(bundle=str(writer), out=str(tmp_path / "out"), vocab=[str(writer)])
-    with pytest.raises(UsageError, match="holds a BertForSeq2SeqLM; vocabularies are trimmed of"):
+    with pytest.raises(UsageError, match="holds a BertForSeq2SeqLM; models with one encoder are"):
         prune(options, quiet=True)
 
 
@@ -248,7 +249,10 @@ def test_everything_at_once(place: Path) -> None:
         ({}, "nothing to prune"),
         ({"layers": 2}, "labelled rows with --data"),
         ({"layers": 4, "data": "rows"}, "has 4 layers; name fewer"),
-        ({"layers": 2, "data": "rows", "metric": "mse"}, "--metric 'mse': there are loss"),
+        (
+            {"layers": 2, "data": "rows", "metric": "mse"},
+            "--metric 'mse': the rows of --data give loss",
+        ),
         ({"heads": 16, "data": "rows"}, "4 x 4 heads"),
         ({"vocab": ["corpus"], "test": "rows"}, "--test goes with"),
         ({"vocab": ["corpus"], "out": "whole"}, "whole, which is read"),
@@ -274,12 +278,12 @@ def test_what_cannot_be_done_is_told(place: Path, changes: dict[str, Any], words
     assert not (place / "refused").exists()
 
 
-def test_parts_of_other_tasks_are_measured_by_nobody_here(tmp_path: Path, place: Path) -> None:
+def test_heads_of_other_tasks_are_measured_by_nobody_here(tmp_path: Path, place: Path) -> None:
     folder = tiny_encoder(tmp_path / "fill", BertForMaskedLM)
     data = str(place / "rows.tsv")
-    for changes in ({"layers": 1}, {"vocab": [data], "limit": 3}):
+    for changes in ({"heads": 1}, {"vocab": [data], "limit": 3}):
         options = asked(place, bundle=str(folder), data=data, **changes)
-        with pytest.raises(UsageError, match=r"--(layers|limit): .* holds a BertForMaskedLM"):
+        with pytest.raises(UsageError, match=r"--(heads|limit): .* holds a BertForMaskedLM"):
             prune(options, quiet=True)
 
 
@@ -292,10 +296,12 @@ ROWS = {  # task -> (name, rows that filbert evaluate scores)
     "embed": ("dev.tsv", "text\tother\tscore\nfree prize\tfree call\t5\ncall home\tlunch\t1\n"
                          "the river\tthe bank\t3\n"),
     "fill": ("dev.txt", "free prize call now\nthe river bank\n"),
+    "summarize": ("dev.jsonl", json.dumps({
+        "text": "free prize call now. lunch at home. the river bank.", "summary": "call home"})),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("task", sorted(ROWS))
+@pytest.mark.parametrize("task", sorted(ROWS.keys() - {"summarize"}))
 def test_scores_before_and_after_of_every_task(tmp_path: Path, place: Path, task: str) -> None:
     if task == "tag":
         pytest.importorskip("seqeval")
@@ -329,11 +335,47 @@ def test_scores_before_and_after_of_every_task(tmp_path: Path, place: Path, task
         prune(options.model_copy(update={"label_separator": ",", "overwrite": True}), quiet=True)
 
 
+@pytest.mark.parametrize("task", sorted(ROWS))
+def test_layers_of_every_task_go_by_its_score(tmp_path: Path, place: Path, task: str) -> None:
+    for package in {"tag": ["seqeval"], "summarize": ["rouge_score"]}.get(task, []):
+        pytest.importorskip(package)
+    name, rows = ROWS[task]
+    data = tmp_path / name
+    data.write_text(rows, "utf-8")
+    folder = task_bundle(tmp_path / "whole", task)
+    metric = {"fill": "perplexity", "summarize": "rouge1", "embed": "pearson"}.get(task, "ece")
+    less = metric in ("perplexity", "ece")
+    scores = []
+    for layer in (0, 1):  # of the model's two, the one that stays: by hand
+        bundle = open_bundle(folder)
+        keep_layers(bundle.model, [layer])
+        left = tmp_path / f"only-{layer}"
+        save_bundle(
+            left, model=bundle.model, tokenizer=bundle.tokenizer, manifest=bundle.manifest,
+            name="only",
+        )  # fmt: skip
+        scores.append(evaluate(left, data, device="cpu", precision="float32")["scores"][metric])
+    options = asked(place, bundle=str(folder), data=str(data), layers=1, metric=metric)
+    result = prune(options.model_copy(update={"out": str(tmp_path / "small")}), quiet=True)
+    (kept,) = result.record["layers"]
+    assert scores[kept] == (min if less else max)(scores)
+    assert result.record["after"][metric] == scores[kept]
+    again = evaluate(tmp_path / "small", data, device="cpu", precision="float32")["scores"]
+    assert again[metric] == scores[kept]
+    if task not in ("summarize",):  # whose scores may be equal: two sentences are the same to it
+        assert scores[0] != scores[1]
+    by_default = options.model_copy(update={"metric": None, "out": str(tmp_path / "other")})
+    assert len(prune(by_default, quiet=True).record["layers"]) == 1
+    with pytest.raises(UsageError, match=r"--metric 'charm': the rows of --data give .*" + metric):
+        prune(by_default.model_copy(update={"metric": "charm", "overwrite": True}), quiet=True)
+
+
 def test_layers_by_a_score_where_less_is_better(place: Path) -> None:
     bundle = open_bundle(place / "whole")
     model: Any = bundle.model
     rows = _read(str(place / "rows.tsv"), asked(place), bundle, limit=None)
-    (dropped,) = {0, 1, 2, 3} - set(choose_layers(model, rows, 3, metric="loss"))
+    score = partial(rows.scores, model)
+    (dropped,) = {0, 1, 2, 3} - set(choose_layers(model, score, 3, metric="loss"))
     losses = {}
     for layer in range(4):
         with only_layers(model, [other for other in range(4) if other != layer]):
