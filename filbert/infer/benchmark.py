@@ -336,11 +336,10 @@ def path_of(predictor: Any) -> str:
     encoder, dtype = predictor.model.base_model, measure.name_of(predictor.dtype)
     if (call := measure.of_another_core(predictor.model)) is not None:
         return call.runtime.name
+    float32 = dtype == "float32"
     if serves(encoder):
-        return "native encoder (AMX)"
-    reason = why_not(encoder)
-    if reason is None and dtype != "bf16":
-        reason = f"the native encoder computes in bf16 and int8, not {dtype}"
+        return f"native encoder ({'AVX-512' if float32 else 'AMX'})"
+    reason = why_not(encoder, float32=float32)
     return f"PyTorch: {reason or 'the native encoder is switched off'}"
 
 

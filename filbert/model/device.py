@@ -108,8 +108,8 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     """Set the type that `model` computes in, with the native encoder where it serves (bfloat16 and
-    int8 on a processor with AMX); one line of the log says which path was taken. Raises
-    `UsageError` for int8 where it does not serve."""
+    int8 on a processor with AMX, float32 on one with AVX-512); one line of the log says which path
+    was taken. Raises `UsageError` for int8 where it does not serve."""
     from filbert.model.native import attach
 
     allowed = getattr(model, "may_go_native", True)
@@ -121,7 +121,8 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
                 f"{reason}; use --precision auto or float32"
             )
         model.to(dtype=dtype)
-    path = "native encoder (AMX)" if reason is None else f"no native encoder: {reason}"
+    units = "AVX-512" if dtype == torch.float32 else "AMX"
+    path = f"native encoder ({units})" if reason is None else f"no native encoder: {reason}"
     logger.info("%s: %s", type(model).__name__, path)
 
 

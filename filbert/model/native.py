@@ -1,11 +1,12 @@
-"""The encoder in C++ for processors with AMX: `filbert/native/encoder.cpp`, called through ctypes.
+"""The encoder in C++ for processors with AMX, or in float32 with AVX-512: `filbert/native`, called
+through ctypes.
 
 `attach` puts it in the place of an encoder's computation where it serves: a packed batch on the
 CPU, no gradient, no hidden states or attention maps asked for. Everything else, and every machine
-without AMX or without the compiled library, takes `BertModel.forward`, the slow twin.
-tests/numerics/test_native.py holds the two to each other.
+without these or without the compiled library, takes `BertModel.forward`, the slow twin.
+tests/numerics/test_native.py and test_native_float32.py hold the two to each other.
 
-Weights are copied: rounded to bfloat16 and laid out for the tiles once. If they
+Weights are copied: laid out once, for the tiles rounded to bfloat16. If they
 are changed afterwards, the copy is made again at the next call.
 """
 
@@ -28,7 +29,7 @@ from filbert.errors import FilbertError
 from filbert.model.bert import BertEmbeddings, BertLayer, BertModel
 from filbert.model.config import BertConfig
 from filbert.model.inputs import check_ids, check_places
-from filbert.model.native_library import LIBRARY, Pointer, failure, library
+from filbert.model.native_library import LIBRARY, Pointer, failure, library, library_float32
 from filbert.model.native_train import shape_of, touched, unlike
 from filbert.model.outputs import ModelOutput
 
@@ -40,6 +41,7 @@ __all__ = [
     "close",
     "keep_float32",
     "library",
+    "library_float32",
     "serves",
     "why_not",
 ]
@@ -48,13 +50,17 @@ logger = logging.getLogger("filbert")
 PRODUCTS = {"projections": 1, "output": 2, "inner": 4, "outer": 8}  # of a layer, to be added up
 ALL = sum(PRODUCTS.values())
 CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
+CHUNK_FLOAT32 = 128  # which are twice as large there
+SWITCH = "FILBERT_NATIVE_FLOAT32"
 
 
-def why_not(model: Any) -> str | None:
+def why_not(model: Any, *, float32: bool = False) -> str | None:
     """Why the native encoder cannot serve here, or this model as it stands; None if it can."""
-    lib = library()
+    lib = library_float32() if float32 else library()
     if isinstance(lib, str):
         return lib
+    if float32 and os.environ.get(SWITCH) == "0":
+        return f"{SWITCH}=0 leaves float32 to PyTorch"
     if not isinstance(model, BertModel) or not isinstance(model.config, BertConfig):
         return f"it computes BERT, not {type(model).__name__}"
     own = [] if model.config.factorised else list(model.embeddings.modules())
@@ -85,21 +91,25 @@ def _whole(embeddings: BertEmbeddings, config: BertConfig) -> bool:
 
 class NativeEncoder:
     """A copy of an encoder's weights, and the call that computes with them. `int8`: which products
-    of a layer are int8 instead of bfloat16, see `PRODUCTS`; or those of each layer.
+    of a layer are int8 instead of bfloat16, see `PRODUCTS`; or those of each layer. `float32`: all
+    is computed in float32.
 
     Calls from several threads are safe; they take turns. `close` frees the memory, as does the
     collector."""
 
-    def __init__(self, bert: BertModel, int8: int | Sequence[int] = 0) -> None:
-        lib, config = library(), bert.config
-        reason = why_not(bert)
+    def __init__(
+        self, bert: BertModel, int8: int | Sequence[int] = 0, *, float32: bool = False
+    ) -> None:
+        lib, config = library_float32() if float32 else library(), bert.config
+        reason = why_not(bert, float32=float32)
         if isinstance(lib, str) or reason is not None:
             raise FilbertError(f"no native encoder: {reason}")
         assert isinstance(config, BertConfig)  # says why_not
         layers, *sizes, eps, activation = shape_of(bert.encoder)
         self.int8 = [int8] * layers if isinstance(int8, int) else [*int8, *[0] * layers][:layers]
-        self.config, self._lib = config, lib
-        handle = lib.filbert_encoder_new((ctypes.c_int * 6)(layers, *sizes, activation), eps)
+        self.config, self._lib, self.float32 = config, lib, float32
+        shape = (ctypes.c_int * 6)(layers, *sizes, activation)
+        handle = lib.filbert_encoder_new(shape, eps, int(float32))
         if not handle:
             raise FilbertError("no memory for the native encoder's weights")
         self._handle: int | None = handle
@@ -135,7 +145,7 @@ class NativeEncoder:
         first_only: bool = False,
         mean: bool = False,
         threads: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> Tensor:
         """Hidden states of a packed batch, float32: (tokens, hidden), or with `first_only` those of
         first tokens, with `mean` the mean of each sequence's, (sequences, hidden).
@@ -143,6 +153,7 @@ class NativeEncoder:
         input_ids, token_type_ids: (tokens,) int64 inside the vocabulary; lengths: (sequences,) that
         sum to tokens. threads: those of torch by default. chunk: tokens computed at once."""
         size = self.config.hidden_size
+        chunk = chunk or (CHUNK_FLOAT32 if self.float32 else CHUNK)
         counts = lengths.to(torch.int32).contiguous()
         which = 1 if first_only else 2 if mean else 0
         rows = len(counts) if which else len(input_ids)
@@ -221,23 +232,25 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def attach(model: nn.Module, dtype: torch.dtype) -> str | None:
     """Let the native encoder compute for every BERT encoder in `model`, from its present weights,
-    in `dtype` (bfloat16 or int8), and round the model's own weights to bfloat16; returns why it
-    does not, None if it does."""
+    in `dtype` (bfloat16, int8 or float32); for the first two the model's own weights are rounded to
+    bfloat16. Returns why it does not, None if it does."""
     encoders = [module for module in model.modules() if isinstance(module, BertModel)]
-    if dtype not in (torch.bfloat16, torch.int8):
-        return f"it computes in bfloat16 or int8, not {str(dtype).removeprefix('torch.')}"
+    if dtype not in (torch.bfloat16, torch.int8, torch.float32):
+        return f"it computes in bfloat16, int8 or float32, not {str(dtype).removeprefix('torch.')}"
+    float32 = dtype == torch.float32
     if not encoders:
         return "there is no BERT encoder in this model"
     for bert in encoders:
-        reason = why_not(bert)
+        reason = why_not(bert, float32=float32)
         if reason is not None:
             return reason
         if any(weight.device.type != "cpu" for weight in bert.parameters()):
             return "the model is not on the CPU"
     chosen = getattr(model, "int8_products", None)  # of each layer, as filbert.json says
     int8 = (chosen or ALL) if dtype == torch.int8 else 0
-    natives = [NativeEncoder(bert, int8) for bert in encoders]  # from weights not yet rounded
-    model.to(torch.bfloat16)
+    # from weights not yet rounded
+    natives = [NativeEncoder(bert, int8, float32=float32) for bert in encoders]
+    model.to(torch.float32 if float32 else torch.bfloat16)
     for bert, native in zip(encoders, natives, strict=True):
         # an attribute of the module itself stands before the method of its class
         bert.forward = _Forward(bert, native)  # type: ignore[method-assign]
@@ -293,9 +306,10 @@ class _Forward:
         """Whether the native encoder serves, after it took what changed. The one before goes when
         its last call has ended."""
         if self.stamp != self._now():
-            reason = why_not(self.bert)
+            float32 = self.native.float32
+            reason = why_not(self.bert, float32=float32)
             if reason is None:
-                self.native = NativeEncoder(self.bert, self.native.int8)
+                self.native = NativeEncoder(self.bert, self.native.int8, float32=float32)
             else:
                 logger.warning("the model was changed: no native encoder any more: %s", reason)
             self._serves = reason is None

@@ -18,15 +18,30 @@ from filbert.errors import FilbertError
 logger = logging.getLogger("filbert")
 LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
 NOT_COMPILED = LIBRARY.with_name("not_compiled.txt")  # says why; hatch_build.py leaves it
-ABI = 2  # raised with that of encoder.cpp whenever one of the functions below changes
+ABI = 3  # raised with that of encoder.cpp whenever one of the functions below changes
 NO_AMX = "this processor or kernel has no AMX"
+NO_AVX512 = "this processor or kernel has no AVX-512"
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
 Pointer = ctypes.c_void_p
 
 
 @functools.cache
 def library() -> ctypes.CDLL | str:
-    """The compiled library, ready to call; or why there is none, in words."""
+    """The compiled library, ready to call on AMX; or why it is not, in words."""
+    lib = opened()
+    return lib if isinstance(lib, str) or lib.filbert_native_level() & 1 else NO_AMX
+
+
+@functools.cache
+def library_float32() -> ctypes.CDLL | str:
+    """The same for what computes in float32, on AVX-512."""
+    lib = opened()
+    return lib if isinstance(lib, str) or lib.filbert_native_level() & 2 else NO_AVX512
+
+
+@functools.cache
+def opened() -> ctypes.CDLL | str:
+    """The compiled library, whatever of it this processor can compute; or why there is none."""
     if not LIBRARY.is_file():
         reason = "no C++ compiler at that time"
         if NOT_COMPILED.is_file():
@@ -46,7 +61,7 @@ def library() -> ctypes.CDLL | str:
     number, real = ctypes.c_int, ctypes.c_float
     for name, result, arguments in (
         ("filbert_native_level", number, []),
-        ("filbert_encoder_new", Pointer, [Pointer, real]),
+        ("filbert_encoder_new", Pointer, [Pointer, real, number]),
         ("filbert_encoder_free", None, [Pointer]),
         ("filbert_encoder_forked", None, [Pointer]),
         ("filbert_encoder_embeddings", number, [Pointer] * 6),
@@ -87,7 +102,7 @@ def library() -> ctypes.CDLL | str:
     ):
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
-    return lib if lib.filbert_native_level() else NO_AMX
+    return lib
 
 
 def failure(code: int, *, memory: str, threads: int) -> Exception:

@@ -1,4 +1,5 @@
-// The BERT encoder for processors with AMX: bfloat16 in, float32 sums, no padding.
+// The BERT encoder for processors with AMX: bfloat16 in, float32 sums, no padding. In float32, on
+// AVX-512 alone, it is plain.hpp.
 //
 // Called from filbert/model/native.py through ctypes; the slow twin is filbert/model/bert.py, and
 // tests/numerics/test_native.py holds this file to it. Plain C++17, no library but the
@@ -54,24 +55,26 @@
 
 // Raised with that of filbert/model/native_library.py whenever an export changes: a library that was
 // compiled from an older state is then refused.
-constexpr int ABI = 2;
+constexpr int ABI = 3;
 EXPORT int filbert_native_abi() { return ABI; }
 
-// What this processor and kernel offer: 0 nothing that serves here, 1 AMX with bfloat16 and int8.
+// What this processor and kernel offer, added up: 1 AMX with bfloat16 and int8, 2 AVX-512 for float32.
 EXPORT int filbert_native_level() {
 #ifdef FILBERT_X86
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if (!__get_cpuid_count(1, 0, &a, &b, &c, &d)) return 0;
+    const bool saved = c >> 27 & 1, fma = (c >> 12 & 1) && (c >> 29 & 1);  // OSXSAVE, FMA and F16C
+    if (!saved || !fma || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     const bool amx = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
+    const bool avx2 = (b >> 5 & 1) && (b >> 8 & 1);  // and BMI2
     const bool avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 17 & 1) && (b >> 31 & 1);
-    if (!amx || !avx512) return 0;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 0;  // AVX-512-BF16
-    if (!__get_cpuid_count(1, 0, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0;  // OSXSAVE
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & 0xe6) != 0xe6 || (low >> 17 & 3) != 3) return 0;  // AVX-512 and tile state
+    if (!avx2 || !avx512 || (low & 0xe6) != 0xe6) return 0;  // the kernel keeps AVX-512 state
+    if (!amx || (low >> 17 & 3) != 3) return 2;  // and that of tiles
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 2;  // AVX-512-BF16
     constexpr int request_permission = 0x1023, tile_data = 18;
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 1 : 0;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 3 : 2;
 #else
     return 0;
 #endif
@@ -83,6 +86,7 @@ EXPORT int filbert_native_level() {
 
 namespace {
 #include "encoder.hpp"
+#include "plain.hpp"
 #include "train.hpp"
 #include "train_words.hpp"
 #include "write.hpp"
@@ -113,18 +117,19 @@ template <class Made, class... Given> static void* made(Given... given) {
 }
 
 // shape: layers, hidden, heads, head_size, inner, activation. Null if memory ran out.
-EXPORT void* filbert_encoder_new(const int* shape, float eps) { return made<Encoder>(shape, eps); }
+// plain: computes in float32 on AVX-512 vectors, else in bfloat16 and int8 on tiles.
+EXPORT void* filbert_encoder_new(const int* shape, float eps, int plain) {
+    void* handle = nullptr;
+    guarded([&] { handle = plain ? static_cast<Encoding*>(new PlainEncoder(shape, eps)) : new Encoder(shape, eps); });
+    return handle;
+}
 
-EXPORT void filbert_encoder_free(void* encoder) { delete static_cast<Encoder*>(encoder); }
+EXPORT void filbert_encoder_free(void* encoder) { delete static_cast<Encoding*>(encoder); }
 
 // Tables as float32, kept alive by the caller, and the norm of the embeddings.
 EXPORT int filbert_encoder_embeddings(void* handle, const float* words, const float* places, const float* kinds,
                                       const float* gain, const float* shift) {
-    Encoder& e = *static_cast<Encoder*>(handle);
-    return guarded([&] {
-        e.words = words, e.places = places, e.kinds = kinds;
-        e.norm0 = padded_norm(gain, shift, e.shape.hidden, e.shape.wide_hidden);
-    });
+    return guarded([&] { static_cast<Encoding*>(handle)->embeddings(words, places, kinds, gain, shift); });
 }
 
 // weights: query, key and value one below the other (3 * hidden, hidden), output, inner, outer, each
@@ -132,35 +137,7 @@ EXPORT int filbert_encoder_embeddings(void* handle, const float* words, const fl
 // products are computed so, 1 projections, 2 output, 4 inner, 8 outer, added up. A layer that it failed
 // for must not be computed with.
 EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w, int int8) {
-    Encoder& e = *static_cast<Encoder*>(handle);
-    const Shape& s = e.shape;
-    Layer& layer = e.layers[number];
-    auto same = [](int limit) { return [limit](int i) { return i < limit ? i : -1; }; };
-    auto of_heads = [&](int i) {  // place in the padded heads -> place in the given ones
-        const int d = i % s.wide_head;
-        return i < s.context && d < s.head_size ? i / s.wide_head * s.head_size + d : -1;
-    };
-    return guarded([&] {
-        const int all = s.heads * s.head_size;
-        // the queries, keys and values of a head side by side, then those of the next
-        auto of_three = [&](int i) {
-            const int head = i / (3 * s.wide_head), which = i / s.wide_head % 3, d = i % s.wide_head;
-            return d < s.head_size ? which * all + head * s.head_size + d : -1;
-        };
-        auto one = [](int) { return 1.f; };
-        // the scale of the scores, and the change from e to 2 as the base of the softmax, go to the queries
-        const float scale = 1.44269504089f / std::sqrt(float(s.head_size));
-        e.any_int8 |= int8 != 0;
-        layer.~Layer();  // packed before, maybe otherwise
-        new (&layer) Layer();
-        pack(layer.qkv, int8 & 1, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, of_three, same(s.hidden),
-             [&](int i) { return i / s.wide_head % 3 == 0 ? scale : 1.f; });
-        pack(layer.out, int8 & 2, s.context, s.wide_hidden, w[2], w[3], all, same(s.hidden), of_heads, one);
-        pack(layer.up, int8 & 4, s.wide_hidden, s.wide_inner, w[4], w[5], s.hidden, same(s.inner), same(s.hidden), one);
-        pack(layer.down, int8 & 8, s.wide_inner, s.wide_hidden, w[6], w[7], s.inner, same(s.hidden), same(s.inner), one);
-        layer.norm1 = padded_norm(w[8], w[9], s.hidden, s.wide_hidden);
-        layer.norm2 = padded_norm(w[10], w[11], s.hidden, s.wide_hidden);
-    });
+    return guarded([&] { static_cast<Encoding*>(handle)->layer(number, w, int8); });
 }
 
 // Encode `texts` texts, packed. ids and types (tokens,) int64, types may be null; or hidden
@@ -170,12 +147,12 @@ EXPORT int filbert_encoder_run(void* handle, const int64_t* ids, const int64_t* 
                                const int* lengths, int texts, float* out, int rows, int threads,
                                int chunk_tokens) {
     return guarded([&] {
-        static_cast<Encoder*>(handle)->run({ids, types, hidden, lengths, out, Rows(rows)}, texts, threads, chunk_tokens);
+        static_cast<Encoding*>(handle)->run({ids, types, hidden, lengths, out, Rows(rows)}, texts, threads, chunk_tokens);
     });
 }
 
 // After a fork, in the child, before it has threads.
-EXPORT void filbert_encoder_forked(void* handle) { static_cast<Encoder*>(handle)->forked(); }
+EXPORT void filbert_encoder_forked(void* handle) { static_cast<Encoding*>(handle)->forked(); }
 
 // The rate of this thread's tile products alone, GFLOP/s: nothing can be faster. With `loads` each
 // product's operands come from the first-level cache, as they must in a real product.
@@ -324,7 +301,7 @@ EXPORT int filbert_writer_best(void* writer, const int* sizes, const float* logi
 #pragma GCC pop_options
 #else
 
-EXPORT void* filbert_encoder_new(const int*, float) { return nullptr; }
+EXPORT void* filbert_encoder_new(const int*, float, int) { return nullptr; }
 EXPORT void filbert_encoder_free(void*) {}
 EXPORT int filbert_encoder_embeddings(void*, const float*, const float*, const float*, const float*, const float*) { return 1; }
 EXPORT int filbert_encoder_layer(void*, int, const float* const*, int) { return 1; }

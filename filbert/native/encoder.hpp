@@ -1,36 +1,18 @@
-// An encoder: its weights, its threads, and the way of a batch through them. Part of encoder.cpp.
+// An encoder in bfloat16 and int8: its weights, and the way of a chunk through them. Part of encoder.cpp.
 #pragma once
 
 #include "layer.hpp"
-#include "threads.hpp"
+#include "runner.hpp"
 
-struct Chunk {
-    int first, last;  // texts
-    int begin, tokens;  // its first token, how many
-};
-
-enum Rows { ALL = 0, FIRST = 1, MEAN = 2 };  // the states of all tokens, or a row a text
-
-struct Input {
-    const int64_t *ids, *types;  // (tokens,); null if `hidden` is given
-    const float* hidden;  // (tokens, hidden) embeddings ready made
-    const int* lengths;  // (texts,)
-    float* out;  // (tokens, hidden), or (texts, hidden)
-    Rows rows;
-};
-
-
-struct Encoder : Parts {
+struct Encoder : Parts, Runner<Encoder, Scratch> {
     std::vector<Layer> layers;
-    // embeddings, float32, (vocabulary, hidden) and so on; the caller keeps them alive
-    const float *words = nullptr, *places = nullptr, *kinds = nullptr;
-    std::vector<float> norm0;
-    std::mutex busy;
-    std::vector<std::unique_ptr<Scratch>> scratch;
-    Pool pool;  // its threads end before the memory above goes
-    pid_t owner = getpid();
 
     Encoder(const int* given, float eps) : Parts(Shape(given, eps)), layers(shape.layers) {}
+
+    void embeddings(const float* w, const float* p, const float* k, const float* gain, const float* shift) override {
+        words = w, places = p, kinds = k;
+        norm0 = padded_norm(gain, shift, shape.hidden, shape.wide_hidden);
+    }
 
     // row: room for one row, padded with zeros.
     void embed(const Input& in, const Chunk& chunk, Scratch& s, float* row, int begin, int end) const {
@@ -46,14 +28,7 @@ struct Encoder : Parts {
                         _mm512_store_si512(into + size_t(i / WIDE) * TILE,
                                            pack_bf16(_mm512_loadu_ps(&row[i]), _mm512_loadu_ps(&row[i + 16])));
                 } else {
-                    const float* word = words + size_t(in.ids[token]) * size;
-                    const float* at = places + size_t(place) * size;
-                    const float* kind = kinds + size_t(in.types ? in.types[token] : 0) * size;
-                    int i = 0;
-                    for (; i + 16 <= size; i += 16)
-                        _mm512_storeu_ps(&row[i], _mm512_add_ps(_mm512_loadu_ps(word + i),
-                            _mm512_add_ps(_mm512_loadu_ps(kind + i), _mm512_loadu_ps(at + i))));
-                    for (; i < size; ++i) row[i] = word[i] + (kind[i] + at[i]);
+                    embed_row(in, token, place, size, row);
                     normalise(row, norm0.data(), into, nullptr);
                 }
             }
@@ -66,7 +41,7 @@ struct Encoder : Parts {
     void compute(const Input& in, const Chunk& chunk, Scratch& s, Barrier& barrier, int part) {
         const int parts = barrier.count, texts = chunk.last - chunk.first;
         int rows = chunk.tokens;
-        auto share = [&](int all, int number) { return int(int64_t(all) * number / parts); };
+        auto share = [&](int all, int number) { return share_of(all, number, parts); };
         const Tiles tiles;
         float* row_of_mine = s.rows[part].data();
         embed(in, chunk, s, row_of_mine, share(rows, part), share(rows, part + 1));
@@ -118,7 +93,7 @@ struct Encoder : Parts {
             ready(layer.down, s.inner.data, shape.wide_inner);
             sum(s, layer.down, s.inner.data, rows, share(layer.down.count, part), share(layer.down.count, part + 1));
             barrier.wait();
-            float* plain = in.out + size_t(in.rows == ALL ? chunk.begin : chunk.first) * shape.hidden;
+            float* plain = in.place(chunk, shape.hidden);
             if (last && in.rows == MEAN)
                 average(s, layer.down, layer.norm2, in.lengths + chunk.first, share(texts, part), share(texts, part + 1), row_of_mine, plain);
             else add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
@@ -126,58 +101,19 @@ struct Encoder : Parts {
         }
     }
 
-    // For the child of a fork, before it has threads: another thread of the parent may have been
-    // inside. Its lock is not ours, helpers did not come along, scratch may be half made; all are
-    // left where they are.
-    void forked() {
-        new (&busy) std::mutex();
-        new (&pool) Pool();
-        new (&scratch) std::vector<std::unique_ptr<Scratch>>();
-        owner = getpid();
-    }
-
-    void run(const Input& in, int texts, int threads, int chunk_tokens) {
-        if (owner != getpid()) forked();
-        std::lock_guard<std::mutex> hold(busy);
-        int tokens = 0, longest = 0;
-        for (int t = 0; t < texts; ++t) tokens += in.lengths[t], longest = std::max(longest, in.lengths[t]);
-        // as many chunks as make equal work for all threads
-        int wanted = (tokens + chunk_tokens - 1) / chunk_tokens;
-        if (wanted > 1) wanted = up(wanted, threads);
-        const int most = std::max(1, (tokens + wanted - 1) / wanted);
-        std::vector<Chunk> chunks;
-        int rows = 0;
-        for (int t = 0, begin = 0; t < texts;) {
-            Chunk c{t, t, begin, 0};
-            // a text goes into the chunk if more than half of it fits
-            while (t < texts && (c.tokens == 0 || c.tokens + in.lengths[t] / 2 < most)) c.tokens += in.lengths[t++];
-            c.last = t, begin += c.tokens;
-            rows = std::max(rows, c.tokens);
-            chunks.push_back(c);
-        }
-        const bool team = int(chunks.size()) < threads;
-        const int sets = team ? 1 : threads;
-        while (int(scratch.size()) < sets) scratch.push_back(std::make_unique<Scratch>());
-        for (int i = 0; i < sets; ++i) prepare(*scratch[i], rows, longest, team ? threads : 1);
-        if (team) {
-            Barrier together(threads);
-            pool.run(threads, [&](int number) {
-                for (const Chunk& chunk : chunks) compute(in, chunk, *scratch[0], together, number);
-            });
-            return;
-        }
-        std::atomic<int> next{0};
-        pool.run(threads, [&](int number) {
-            Barrier alone(1);
-            for (int i; (i = next.fetch_add(1)) < int(chunks.size());)
-                compute(in, chunks[i], *scratch[number], alone, 0);
-        });
+    // A layer that this failed for must not be computed with.
+    void layer(int number, const float* const* w, int int8) override {
+        const Shape& s = shape;
+        Layer& layer = layers[number];
+        const Places at(s);
+        any_int8 |= int8 != 0;
+        layer.~Layer();  // packed before, maybe otherwise
+        new (&layer) Layer();
+        pack(layer.qkv, int8 & 1, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, at.of_three(), at.same(s.hidden), at.query_scale());
+        pack(layer.out, int8 & 2, s.context, s.wide_hidden, w[2], w[3], s.heads * s.head_size, at.same(s.hidden), at.of_heads(), at.one());
+        pack(layer.up, int8 & 4, s.wide_hidden, s.wide_inner, w[4], w[5], s.hidden, at.same(s.inner), at.same(s.hidden), at.one());
+        pack(layer.down, int8 & 8, s.wide_inner, s.wide_hidden, w[6], w[7], s.inner, at.same(s.hidden), at.same(s.inner), at.one());
+        layer.norm1 = padded_norm(w[8], w[9], s.hidden, s.wide_hidden);
+        layer.norm2 = padded_norm(w[10], w[11], s.hidden, s.wide_hidden);
     }
 };
-
-std::vector<float> padded_norm(const float* gain, const float* shift, int size, int wide) {
-    std::vector<float> both(2 * wide, 0.f);
-    std::copy(gain, gain + size, both.begin());
-    std::copy(shift, shift + size, both.begin() + wide);
-    return both;
-}

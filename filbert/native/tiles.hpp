@@ -159,3 +159,36 @@ void pack(Matrix& into, bool int8, int rows, int columns, const float* weight, c
         }
     }
 }
+
+// The gain and the shift of a norm, each padded with zeros.
+std::vector<float> padded_norm(const float* gain, const float* shift, int size, int wide) {
+    std::vector<float> both(2 * wide, 0.f);
+    std::copy(gain, gain + size, both.begin());
+    std::copy(shift, shift + size, both.begin() + wide);
+    return both;
+}
+
+// Which of a layer's given columns and rows stands at a place of the padded ones, -1 for padding.
+struct Places {
+    const Shape& s;
+    explicit Places(const Shape& shape) : s(shape) {}
+    auto same(int limit) const { return [limit](int i) { return i < limit ? i : -1; }; }
+    auto of_heads() const {  // place in the padded heads
+        return [this](int i) {
+            const int d = i % s.wide_head;
+            return i < s.context && d < s.head_size ? i / s.wide_head * s.head_size + d : -1;
+        };
+    }
+    auto of_three() const {  // the queries, keys and values of a head side by side, then those of the next
+        return [this](int i) {
+            const int head = i / s.row(), which = i / s.wide_head % 3, d = i % s.wide_head;
+            return d < s.head_size ? which * s.heads * s.head_size + head * s.head_size + d : -1;
+        };
+    }
+    auto one() const { return [](int) { return 1.f; }; }
+    // the scale of the scores, and the change from e to 2 as the base of the softmax, go to the queries
+    auto query_scale() const {
+        const float scale = 1.44269504089f / std::sqrt(float(s.head_size));
+        return [this, scale](int i) { return i / s.wide_head % 3 == 0 ? scale : 1.f; };
+    }
+};

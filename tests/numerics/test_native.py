@@ -303,7 +303,7 @@ def test_closing_waits_for_who_computes() -> None:
 
 def test_it_tells_why_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder(**PLAIN)
-    assert "bfloat16 or int8, not float32" in (attach(model, torch.float32) or "")
+    assert "bfloat16, int8 or float32, not float16" in (attach(model, torch.float16) or "")
     monkeypatch.setattr("filbert.model.native.library", lambda: "no AMX here")
     assert why_not(model) == "no AMX here"
     with pytest.raises(FilbertError, match="no AMX here"):

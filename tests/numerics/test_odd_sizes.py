@@ -21,7 +21,7 @@ from torch import Tensor
 from filbert.infer.export_compare import compare
 from filbert.infer.export_formats import FORMATS, OPSET
 from filbert.model.bert import BertForTokenClassification, BertModel
-from filbert.model.native import NativeEncoder, library
+from filbert.model.native import NativeEncoder, library, library_float32
 from filbert.model.plain import PlainModel
 from tests.tiny_models import built
 
@@ -99,6 +99,18 @@ def test_native(alone: dict[int, Tensor], int8: int) -> None:
         assert drift(states, alone[length]) < REDUCED, length
     for length in MIXED:  # an odd row at the end takes sums in another order
         assert drift(native(**texts([length]), threads=1), many[length - 1]) < 1e-3, length
+
+
+@pytest.mark.skipif(
+    isinstance(library_float32(), str), reason=f"no native encoder here: {library_float32()}"
+)
+def test_native_in_float32(alone: dict[int, Tensor]) -> None:
+    native = NativeEncoder(encoder(), float32=True)
+    many = native(**texts(EVERY), threads=2).split(EVERY)
+    for length, states in zip(EVERY, many, strict=True):
+        assert apart(states, alone[length]) < FLOAT32, length
+    for length in MIXED:
+        assert torch.equal(native(**texts([length]), threads=1), many[length - 1]), length
 
 
 @pytest.fixture

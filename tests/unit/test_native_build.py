@@ -14,7 +14,7 @@ import pytest
 
 from filbert import doctor
 from filbert.model import native_library
-from filbert.model.native_library import ABI, LIBRARY, NO_AMX, library
+from filbert.model.native_library import ABI, LIBRARY, NO_AMX, opened
 
 ROOT = Path(__file__).resolve().parents[2]
 on_linux = pytest.mark.skipif(
@@ -76,7 +76,7 @@ def test_where_none_can_the_reasons_stay_and_no_old_library(
     assert kept.read_text("utf-8") == f"{reason}\n"
     monkeypatch.setattr(native_library, "LIBRARY", tree / build.LIBRARY)
     monkeypatch.setattr(native_library, "NOT_COMPILED", kept)
-    assert f"without its native encoder ({reason})" in str(library.__wrapped__())
+    assert f"without its native encoder ({reason})" in str(opened.__wrapped__())
     compiler(tree, "mine", GOOD)
     monkeypatch.setenv("CXX", str(tree / "bin/mine"))
     assert build.compile_library(tree) is None and not kept.exists()
@@ -102,9 +102,9 @@ def test_both_sides_have_one_version() -> None:
 
 @pytest.mark.skipif(not LIBRARY.is_file(), reason="no compiled library here")
 def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library.__wrapped__() == NO_AMX or not isinstance(library.__wrapped__(), str)
+    assert not isinstance(opened.__wrapped__(), str)
     monkeypatch.setattr(native_library, "ABI", ABI + 1)
-    told = str(library.__wrapped__())
+    told = str(opened.__wrapped__())
     assert f"is version {ABI} where this filbert needs version {ABI + 1}" in told
     assert "install filbert again" in told
 
@@ -113,6 +113,7 @@ def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     flags = ["amx_bf16"]
     monkeypatch.setattr(doctor, "processor", lambda: ("one", flags))
     monkeypatch.setattr(native_library, "library", lambda: "it is older")
+    monkeypatch.setattr(native_library, "library_float32", lambda: "it is older")
     monkeypatch.setattr(native_library, "LIBRARY", tmp_path)
     found = doctor.native_finding()
     assert (found.state, found.value) == ("warn", "it is older")
@@ -121,6 +122,9 @@ def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert doctor.native_finding().advice == "Install filbert again: that compiles it."
     monkeypatch.setattr(native_library, "library", lambda: NO_AMX)
     assert doctor.native_finding().state == "ok"
+    monkeypatch.setattr(native_library, "library_float32", lambda: object())
+    assert doctor.native_finding().value == f"ready for float32 (AVX-512); bf16 and int8: {NO_AMX}"
+    monkeypatch.setattr(native_library, "library_float32", lambda: "it is older")
     monkeypatch.setattr(native_library, "library", lambda: "it is older")
     flags.clear()
     assert doctor.native_finding().state == "ok"
