@@ -17,7 +17,7 @@ import torch
 from filbert import load
 from filbert.errors import FilbertError
 from filbert.model import native_library
-from filbert.model.bert import BertForMaskedLM, BertForSequenceClassification, BertModel
+from filbert.model.bert import BertForMaskedLM, BertForSequenceClassification
 from filbert.model.config import BertConfig
 from filbert.model.device import for_inference
 from filbert.model.native import SWITCH, NativeEncoder, attach, close, serves, why_not
