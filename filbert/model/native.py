@@ -49,8 +49,8 @@ __all__ = [
 logger = logging.getLogger("filbert")
 PRODUCTS = {"projections": 1, "output": 2, "inner": 4, "outer": 8}  # of a layer, to be added up
 ALL = sum(PRODUCTS.values())
-CHUNK = 256  # tokens that go through all layers together: their activations fit the cache
-CHUNK_FLOAT32 = 128  # which are twice as large there
+CHUNK = 384  # tokens that go through all layers together, from weights that are read once for them
+CHUNK_FLOAT32 = 128  # whose activations are to fit the cache beside a panel
 SWITCH = "FILBERT_NATIVE_FLOAT32"
 
 
