@@ -163,6 +163,8 @@ def vectors_of(model: Encoder, encoded: Encoded, texts: Ids, pooling: str) -> Te
 
 def _back(rows: Tensor, order: Ids) -> Tensor:
     """Rows that were computed in this order, in the order before."""
+    if len(order) == 1:
+        return rows
     return rows.index_select(0, torch.from_numpy(np.argsort(order)).to(rows.device))
 
 

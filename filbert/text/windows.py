@@ -127,6 +127,14 @@ def assemble(
     """
     pair = second is not None
     room = max_length - (3 if pair else 2)
+    if not pair and int(first.max(initial=0)) <= room:  # the same by a shorter way
+        starts = _starts(first + 2)
+        ids = np.empty(starts[-1], dtype=np.int32)
+        inner = np.ones(len(ids), dtype=bool)
+        for place, special in ((starts[:-1], cls_id), (starts[1:] - 1, sep_id)):
+            ids[place], inner[place] = special, False
+        ids[inner] = body
+        return Flat(ids, np.zeros(len(ids), dtype=np.int8), starts, np.arange(len(first) + 1))
     others = np.zeros_like(first) if second is None else second
     first_start = _starts(first)[:-1]
     second_start = _starts(others)[:-1] + first.sum()
@@ -173,6 +181,8 @@ def assemble(
 
 def _join(parts: list[Flat]) -> Flat:
     """The examples of several parts, in order, as one."""
+    if len(parts) == 1:
+        return parts[0]
     return Flat(
         np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)]),
         np.concatenate([np.empty(0, np.int8), *(part.token_type_ids for part in parts)]),
