@@ -125,6 +125,8 @@ def read_tagged(
         part = _json(read_rows(name, format="jsonl", encoding=encoding), source)
     else:
         if format is None and kind_of(name) in ("csv", "parquet"):
+            if not os.path.exists(name):
+                raise UsageError(f"no file {source}")
             raise UsageError(f"{source} is a table; {LAYOUT}")
         rows = read_rows(name, format="text", encoding=encoding)
         part = Tagged(source, [])

@@ -255,9 +255,12 @@ def scorer(options: PruneOptions, model: PretrainedModel) -> Callable[[], Scores
     """What scores this model, as it is at the time, on the rows of `--data`; for all tasks."""
     bundle = replace(open_bundle(options.bundle), model=model)
     device = choose_device(options.device)
+    pooler = getattr(model, "pooler", None)  # predictors of vectors leave it out
     predictor = predictor_of(
         bundle, device, torch.float32, "pruning", batch_tokens=options.batch_tokens
     )
+    if pooler is not None:
+        model.pooler = pooler
     reading = _reading(options, bundle.manifest)
     return lambda: _measures(predictor.evaluate(str(options.data), **reading)["scores"])
 
@@ -421,6 +424,7 @@ def _check(options: PruneOptions) -> None:
         raise UsageError("--test goes with --data FILE")
     read = [path for path in (options.bundle, options.data, options.test) if path is not None]
     check_out(Path(options.out), "bundle", is_bundle, overwrite=options.overwrite, reads=read)
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)  # before the long part
 
 
 def _read(

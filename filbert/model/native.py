@@ -7,7 +7,8 @@ without these or without the compiled library, takes `BertModel.forward`, the sl
 tests/numerics/test_native.py and test_native_float32.py hold the two to each other.
 
 Weights are copied: laid out once, for the tiles rounded to bfloat16. If they
-are changed afterwards, the copy is made again at the next call.
+are changed afterwards, the copy is made again at the next call; what is written into `.data` of a
+weight in place is not seen.
 """
 
 from __future__ import annotations
@@ -263,7 +264,8 @@ def close(model: nn.Module) -> None:
         forward = vars(bert).get("forward")
         if isinstance(forward, _Forward):
             del bert.forward
-            forward.native.close()
+            if forward.native is not None:
+                forward.native.close()
 
 
 def serves(model: nn.Module) -> bool:
@@ -283,12 +285,20 @@ def keep_float32(model: nn.Module) -> None:
 
 class _Forward:
     """`BertModel.forward` with the native encoder in it. Hooks inside the layers are run, by the
-    slow twin, as long as they are there."""
+    slow twin, as long as they are there. A copy of a model packs its weights at its first call."""
 
     def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
         self.bert, self.exact = bert, False
-        self.native, self._serves = native, True
+        self.native: NativeEncoder | None = native
+        self.int8, self.float32, self._serves = native.int8, native.float32, True
         self._watch()
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("bert", "exact", "int8", "float32")
+        return {name: vars(self)[name] for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, native=None, _serves=True, stamp=None, _hooks=[])
 
     def _watch(self) -> None:
         """Remember what the model consists of."""
@@ -305,11 +315,10 @@ class _Forward:
     def _up_to_date(self) -> bool:
         """Whether the native encoder serves, after it took what changed. The one before goes when
         its last call has ended."""
-        if self.stamp != self._now():
-            float32 = self.native.float32
-            reason = why_not(self.bert, float32=float32)
+        if self.native is None or self.stamp != self._now():
+            reason = why_not(self.bert, float32=self.float32)
             if reason is None:
-                self.native = NativeEncoder(self.bert, self.native.int8, float32=float32)
+                self.native = NativeEncoder(self.bert, self.int8, float32=self.float32)
             else:
                 logger.warning("the model was changed: no native encoder any more: %s", reason)
             self._serves = reason is None
@@ -353,7 +362,9 @@ class _Forward:
             return out
         check_ids(input_ids, vocab_size=bert.config.vocab_size)
         check_places(predict_at, lengths, others=first_only)
-        hidden = self.native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
+        native = self.native
+        assert native is not None  # up to date
+        hidden = native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
         if not (self.exact or mean):
             hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None
@@ -372,7 +383,7 @@ class _Forward:
     def _now(self) -> int:
         """Another number after a part or a weight was changed or put in its place."""
         weights = [w for leaf in self._leaves for w in leaf.values() if w is not None]
-        own = tuple((id(weight), weight._version) for weight in weights)
+        own = tuple((id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
         parts = itertools.chain.from_iterable(map(dict.values, self._parts))
         return hash((tuple(map(id, parts)), own))
 

@@ -9,6 +9,19 @@ struct Memory {
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
     ~Memory() { release(); }
+#if defined(__SANITIZE_ADDRESS__)  // exact, so that a step beyond is seen
+    void release() {
+        std::free(data);
+        data = nullptr, size = 0;
+    }
+    void need(size_t bytes) {
+        if (bytes <= size) return;
+        release();
+        data = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+        if (!data) throw std::bad_alloc();
+        std::memset(data, 0, bytes), size = bytes;
+    }
+#else
     void release() {
         if (data) munmap(data, size);
         data = nullptr, size = 0;
@@ -28,4 +41,5 @@ struct Memory {
         data = begin + skip, size = whole;
         madvise(data, size, MADV_HUGEPAGE);
     }
+#endif
 };

@@ -298,7 +298,7 @@ struct PlainEncoder : Runner<PlainEncoder, PlainScratch> {
         });
     }
 
-    static __m512 relu(__m512 x) { return _mm512_max_ps(x, _mm512_setzero_ps()); }
+    static __m512 relu(__m512 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }  // the second if it is no number
 
     // All layers of a chunk, by `parts` threads together of which this is number `part`. Like all that
     // threads of a pool do, it asks for no memory: an exception there would end the process.

@@ -72,7 +72,7 @@ enum Activation { GELU = 0, GELU_TANH = 1, RELU = 2 };
 inline __m512 activate(__m512 x, int kind) {
     if (kind == GELU) return gelu_of(x);
     if (kind == GELU_TANH) return gelu_tanh_of(x);
-    return _mm512_max_ps(x, _mm512_setzero_ps());
+    return _mm512_max_ps(_mm512_setzero_ps(), x);  // the second if it is no number
 }
 
 // The first `left` of 16 elements, none or all where there are fewer or more.

@@ -7,8 +7,11 @@ chunks: those comparisons are to the bit.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ import torch
 from filbert import load
 from filbert.errors import FilbertError
 from filbert.model import native_library
-from filbert.model.bert import BertForMaskedLM, BertForSequenceClassification
+from filbert.model.bert import BertForMaskedLM, BertForSequenceClassification, BertModel
 from filbert.model.config import BertConfig
 from filbert.model.device import for_inference
 from filbert.model.native import SWITCH, NativeEncoder, attach, close, serves, why_not
@@ -93,6 +96,58 @@ def test_numbers_that_are_none_stay_none() -> None:
             model.encoder.layer[0].attention.self.query.weight[3, 5] = value
         found = NativeEncoder(model, float32=True)(**batch([5, 9], 99))
         assert torch.isnan(found).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_an_activation_hides_no_damaged_weight(activation: str, dtype: torch.dtype) -> None:
+    model = encoder(**{**PLAIN, "hidden_act": activation})
+    with torch.no_grad():
+        model.encoder.layer[0].intermediate.dense.bias[7] = math.nan
+    if (reason := attach(model, dtype)) is not None:
+        pytest.skip(reason)
+    with torch.no_grad():
+        assert torch.isnan(model(**batch([5, 9], 99)).last_hidden_state).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
+def test_a_copy_of_the_model_computes_by_itself(way: Any, dtype: torch.dtype) -> None:
+    model = encoder(**PLAIN)
+    if (reason := attach(model, dtype)) is not None:
+        pytest.skip(reason)
+    given = batch([5, 9], 99)
+    twin = way(model)
+    with torch.no_grad():
+        wanted = model(**given).last_hidden_state
+        found = twin(**given).last_hidden_state
+        if dtype == torch.float32:  # else it has the rounded weights alone
+            assert torch.equal(found, wanted)
+        assert distance(found.float(), wanted.float()) < 2e-2 and serves(twin)
+        twin.encoder.layer[0].intermediate.dense.weight.mul_(2)
+        assert torch.equal(model(**given).last_hidden_state, wanted)
+        assert not torch.equal(twin(**given).last_hidden_state, wanted)
+    close(way(model))  # before its first call
+
+
+@needs_native
+def test_weights_may_be_put_in_place_of_others() -> None:
+    model = encoder(**PLAIN)
+    assert attach(model, torch.float32) is None
+    given = batch([5, 9], 99)
+    with torch.inference_mode():
+        inside = encoder(**PLAIN)
+        assert attach(inside, torch.float32) is None  # such tensors count no changes
+        assert torch.equal(inside(**given).last_hidden_state, model(**given).last_hidden_state)
+    with torch.no_grad():
+        weight = model.encoder.layer[0].attention.self.query.weight
+        weight.data = weight.data.clone() * 2
+        slow = BertModel.forward(model, **given).last_hidden_state
+        assert distance(model(**given).last_hidden_state, slow) < TOLERANCE
+        vector = torch.nn.utils.parameters_to_vector(model.parameters())
+        torch.nn.utils.vector_to_parameters(vector * 1.5, model.parameters())
+        slow = BertModel.forward(model, **given).last_hidden_state
+        assert distance(model(**given).last_hidden_state, slow) < TOLERANCE
 
 
 @needs_native

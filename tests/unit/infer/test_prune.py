@@ -364,6 +364,9 @@ def test_layers_of_every_task_go_by_its_score(tmp_path: Path, place: Path, task:
     assert again[metric] == scores[kept]
     if task not in ("summarize",):  # whose scores may be equal: two sentences are the same to it
         assert scores[0] != scores[1]
+    left, right = open_bundle(folder).model, open_bundle(tmp_path / "small").model
+    whole = {name for name, _ in left.named_parameters() if ".layer." not in name}
+    assert whole == {name for name, _ in right.named_parameters() if ".layer." not in name}
     by_default = options.model_copy(update={"metric": None, "out": str(tmp_path / "other")})
     assert len(prune(by_default, quiet=True).record["layers"]) == 1
     with pytest.raises(UsageError, match=r"--metric 'charm': the rows of --data give .*" + metric):
