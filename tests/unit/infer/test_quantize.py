@@ -157,7 +157,7 @@ def test_elsewhere_the_choice_is_left(
     manifest = Manifest(**{**bundle.manifest.model_dump(), "int8": int8})
     folder = tmp_path / "chosen"
     save_bundle(folder, model=bundle.model, tokenizer=bundle.tokenizer, manifest=manifest)
-    monkeypatch.setattr(native, "why_not", lambda config: "there is no AMX")
+    monkeypatch.setattr(native, "why_not", lambda config, **_: "there is no AMX")
     with caplog.at_level(logging.INFO, "filbert"):
         assert load(folder).dtype != torch.int8
     assert "is left: there is no AMX" in caplog.text
