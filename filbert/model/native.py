@@ -276,11 +276,12 @@ def serves(model: nn.Module) -> bool:
 
 def keep_float32(model: nn.Module) -> None:
     """Let what `attach` put into `model` hand its states on as they are, float32, to a head that
-    computes in float32."""
+    computes in float32, and whose weights were put in place since: the layers did not change."""
     for bert in model.modules():
         forward = vars(bert).get("forward")
         if isinstance(forward, _Forward):
             forward.exact = True
+            forward._watch()
 
 
 class _Forward:
