@@ -309,7 +309,7 @@ def choose_layers(
     if count >= len(kept):
         raise UsageError(f"--layers {count}: the model has {len(kept)} layers; name fewer")
     first = 1 if isinstance(model.config, ModernBertConfig) else 0  # see keep_layers
-    less = metrics.lower_is_better(metric) or metric in ("perplexity", "per_word")
+    less = metrics.lower_is_better(metric)
     while len(kept) > count:
         found = []
         for layer in kept[first:]:

@@ -316,7 +316,7 @@ class _Forward:
     def _up_to_date(self) -> bool:
         """Whether the native encoder serves, after it took what changed. The one before goes when
         its last call has ended."""
-        if self.native is None or self.stamp != self._now():
+        if self.stamp is None or self.stamp != self._now():
             reason = why_not(self.bert, float32=self.float32)
             if reason is None:
                 self.native = NativeEncoder(self.bert, self.int8, float32=self.float32)

@@ -63,17 +63,12 @@ void pack_panels(Panels& into, int rows, int columns, const float* weight, const
     into.data.need(size_t(rows) * columns * 4);
     into.bias.assign(columns, 0.f);
     float* data = reinterpret_cast<float*>(into.data.data);
-    for (int n = 0; n < columns; ++n) {
-        const int from = column(n);
-        if (from < 0) continue;
-        const float times = factor(n);
-        const float* given = weight + size_t(from) * given_rows;
-        into.bias[n] = bias[from] * times;
+    each_column(into.bias, weight, bias, given_rows, column, factor, [&](int n, const float* given, float times) {
         for (int k = 0; k < rows; ++k) {
             const int source = row(k);
             if (source >= 0) data[(size_t(n / WIDE) * rows + k) * WIDE + n % WIDE] = given[source] * times;
         }
-    }
+    });
 }
 
 // A block of a product: rows `a` by 32 columns of b, whose halves lie `gap` apart, and its sums. What is
@@ -298,6 +293,12 @@ struct PlainEncoder : Runner<PlainEncoder, PlainScratch> {
         });
     }
 
+    // The norm of the sums, to the states.
+    void settle_states(PlainScratch& s, const std::vector<float>& norm, int begin, int end) const {
+        for (int r = begin; r < end; ++r)
+            normalise(row(s.sums, shape.wide_hidden, r), norm, row(s.states, shape.wide_hidden, r));
+    }
+
     static __m512 relu(__m512 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }  // the second if it is no number
 
     // All layers of a chunk, by `parts` threads together of which this is number `part`. Like all that
@@ -337,8 +338,7 @@ struct PlainEncoder : Runner<PlainEncoder, PlainScratch> {
             }
             add(s, s.context, shape.context, rows, layer.out, share(layer.out.count, part), share(layer.out.count, part + 1));
             barrier.wait();
-            for (int r = share(rows, part); r < share(rows, part + 1); ++r)
-                normalise(row(s.sums, wide, r), layer.norm1, row(s.states, wide, r));
+            settle_states(s, layer.norm1, share(rows, part), share(rows, part + 1));
             barrier.wait();
             const int from = share(layer.up.count, part), to = share(layer.up.count, part + 1);
             if (shape.activation == GELU) widen<gelu_exact>(s, layer.up, rows, from, to);
@@ -347,8 +347,7 @@ struct PlainEncoder : Runner<PlainEncoder, PlainScratch> {
             barrier.wait();
             add(s, s.inner, shape.wide_inner, rows, layer.down, share(layer.down.count, part), share(layer.down.count, part + 1));
             barrier.wait();
-            for (int r = share(rows, part); r < share(rows, part + 1); ++r)
-                normalise(row(s.sums, wide, r), layer.norm2, row(s.states, wide, r));
+            settle_states(s, layer.norm2, share(rows, part), share(rows, part + 1));
             barrier.wait();
         }
         float* out = in.place(chunk, shape.hidden);

@@ -124,6 +124,20 @@ struct Shape {
     int row() const { return 3 * wide_head; }  // query, key and value of a token in a head
 };
 
+// Of each column of a linear layer that is not padding: its bias to its place, and `take(place, its given
+// weights, what they are multiplied by)`.
+template <class Column, class Factor, class Take>
+void each_column(std::vector<float>& biases, const float* weight, const float* bias, int given_rows, Column column,
+                 Factor factor, Take take) {
+    for (int n = 0; n < int(biases.size()); ++n) {
+        const int from = column(n);
+        if (from < 0) continue;
+        const float times = factor(n);
+        biases[n] = bias[from] * times;
+        take(n, weight + size_t(from) * given_rows, times);
+    }
+}
+
 // A linear layer's weight, (columns, rows) as torch keeps it. `column(n)` and `row(k)` say which of
 // the given matrix's columns and rows stands at a place of the padded one, -1 for padding;
 // `factor(n)` is what a column is multiplied by.
@@ -136,12 +150,7 @@ void pack(Matrix& into, bool int8, int rows, int columns, const float* weight, c
     into.panels.need(size_t(into.steps) * into.count * 2 * TILE);
     into.bias.assign(columns, 0.f);
     into.scale.assign(int8 ? columns : 0, 0.f);
-    for (int n = 0; n < columns; ++n) {
-        const int from = column(n);
-        if (from < 0) continue;
-        const float times = factor(n);
-        const float* given = weight + size_t(from) * given_rows;
-        into.bias[n] = bias[from] * times;
+    each_column(into.bias, weight, bias, given_rows, column, factor, [&](int n, const float* given, float times) {
         float most = 0.f;
         if (int8) {
             for (int k = 0; k < given_rows; ++k) most = std::max(most, std::abs(given[k]));
@@ -157,7 +166,7 @@ void pack(Matrix& into, bool int8, int rows, int columns, const float* weight, c
             if (int8) into.panels.data[block * TILE + place] = char(std::lround(given[source] * inverse));
             else reinterpret_cast<bf16*>(into.panels.data)[block * (TILE / 2) + place] = to_bf16(given[source] * times);
         }
-    }
+    });
 }
 
 // The gain and the shift of a norm, each padded with zeros.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 MAIN_METRICS = {SINGLE: "accuracy", MULTI: "f1_micro", "regression": "pearson"}
-LOWER_IS_BETTER = frozenset({"loss", "log_loss", "ece", "mse", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "log_loss", "ece", "mse", "mae", "perplexity", "per_word"})
 LARGEST_SHOWN_MATRIX = 20
 
 Mistake = tuple[int, Any, Any, float | None]  # row, gold, predicted, probability
@@ -65,7 +65,7 @@ def names_of(problem_type: str, *, binary: bool) -> tuple[str, ...]:
 
 
 def lower_is_better(metric: str) -> bool:
-    """True for errors and losses: log_loss, ece, mse, mae, loss."""
+    """True for errors, losses and perplexities."""
     return metric in LOWER_IS_BETTER
 
 

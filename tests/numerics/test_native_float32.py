@@ -130,6 +130,20 @@ def test_a_copy_of_the_model_computes_by_itself(way: Any, dtype: torch.dtype) ->
     close(way(model))  # before its first call
 
 
+def test_a_copy_that_it_cannot_serve_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = encoder(**PLAIN)
+    if (reason := attach(model, torch.float32)) is not None:
+        pytest.skip(reason)
+    twin, given = copy.deepcopy(model), batch([5, 9], 99)
+    monkeypatch.setenv(SWITCH, "0")
+    with torch.no_grad():
+        for _ in range(3):
+            twin(**given)
+    assert caplog.text.count("no native encoder any more") == 1
+
+
 @needs_native
 def test_weights_may_be_put_in_place_of_others() -> None:
     model = encoder(**PLAIN)
