@@ -27,9 +27,9 @@ What the scores mean:
   2018. The kept epoch is the best one on those same rows, which flatters a little; the last epoch's
   score stands beside it.
 - Test files are scored once. The epoch is picked on the dev file (WNUT-17, SciTLDR, Multi30k), or
-  where there is none on a part of the training rows that is held out: a tenth, another one with
-  each seed (Banking77, AG News, MSRA, DRCD), a twentieth by a hash of the source (Tatoeba, whose
-  test set is another twentieth, likewise).
+  where there is none on a part of the training rows that is held out: a tenth, the same one in all
+  runs (Banking77, AG News, MSRA, DRCD), a twentieth by a hash of the source (Tatoeba, whose test
+  set is another twentieth, likewise).
 - SMS spam has no split. A fifth of it is set aside as its test by `split_holdout` with seed 0, the
   same in all runs; the rest is treated as the training file of the tasks above.
 - The model that answer-cmrc gives is scored on the test questions of DRCD too, whose training file

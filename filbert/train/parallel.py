@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -220,6 +222,7 @@ def joined(device: torch.device) -> Iterator[World]:
             f"the {size} processes of this run could not meet ({error}); start them with torchrun, "
             "which sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         ) from error
+    restore = _heed_unless_failed(watch)
     try:
         yield World(rank, size, device)
     except BaseException as error:
@@ -241,7 +244,28 @@ def joined(device: torch.device) -> Iterator[World]:
         raise other from error
     else:
         watch.stop()
+        restore()
         dist.destroy_process_group()
+
+
+def _heed_unless_failed(watch: Watch) -> Callable[[], None]:
+    """From now on SIGTERM ends this process unless another one failed: then torchrun sends it while
+    this one still finds out who that was, and it is about to leave and say so (`Watch` sees to it).
+    Returns what puts the former handler back."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    def heed(number: int, frame: Any) -> None:
+        if watch.failed() is None:
+            restore()
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, heed)
+    return restore
 
 
 def connection_broke(error: RuntimeError) -> bool:
