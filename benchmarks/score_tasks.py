@@ -120,6 +120,7 @@ def glue(folder: str, metric: str, *others: str) -> Task:
 
 SST2 = of_folder("glue/SST-2", ".tsv", data="train", dev="dev")
 STSB = of_folder("glue/STS-B", ".tsv", data="train", dev="dev")
+CSL = of_folder("csl_title", ".tsv", data="dev", test="test")
 BANKING = of_folder("banking77", ".csv", data="train", test="test")
 
 TASKS = {
@@ -188,6 +189,7 @@ TASKS |= {
         recipe="embed-stsb",
         typed=("--lr", "1e-12", "--epochs", "0.0001"),
     ),
+    "embed-csl": Task(CSL, ("mrr@10", "recall@1", "recall@10"), verb="embed", scored="test"),
     "few-shot-banking77": Task(BANKING, ("accuracy", "f1_macro"), verb="few-shot", scored="test"),
     "few-shot-sst2": Task(  # the dev file as a test: nothing is picked on it
         of_folder("glue/SST-2", ".tsv", data="train", test="dev"),
@@ -221,6 +223,18 @@ TASKS |= {
         of_folder("scitldr", ".jsonl", data="train", dev="dev", test="test"),
         ("rouge1", "rouge2", "rougeL", "lead_rouge1", "oracle_rouge1"),
         verb="summarize",
+        scored="test",
+    ),
+    "summarize-csl": Task(
+        CSL,
+        ("rouge1", "rouge2", "rougeL", "lead_rouge1", "oracle_rouge1"),
+        verb="summarize",
+        scored="test",
+    ),
+    "translate-scitldr": Task(
+        of_folder("scitldr", ".jsonl", data="train", dev="dev", test="test"),
+        ("rouge1", "rouge2", "rougeL"),
+        verb="translate",
         scored="test",
     ),
     "translate-multi30k": Task(

@@ -111,7 +111,7 @@ def read_sentences(
 
     `kind` None: what the columns make of it, a score before a third text. Columns that are not
     named are found by their names (the table above), else by their order in a table of two
-    columns, or of three. Lines and rows without any text are left out and told, except in a scored
+    columns, or of three; where text and pair are named, a third column is no text by its order. Lines and rows without any text are left out and told, except in a scored
     file, whose every row counts. Raises `UsageError` for columns that are not there, `FilbertError`
     with row numbers for a text that is none and a score that is no number.
     """
@@ -264,8 +264,9 @@ def _columns(
         found.pop("score", None)
     if "score" not in found and "negative" not in found and kind in (None, "triples"):
         negative = next((lower[n] for n in NEGATIVE if n in lower), None)
-        if negative is None and last is not None and not numbers and last.lower() not in SCORE:
-            negative = last
+        two = given["text"] is not None and given["pair"] is not None  # who names two means two
+        if last is not None and not numbers and last.lower() not in SCORE and not two:
+            negative = negative or last
         if negative is not None:
             found["negative"] = negative
     if kind == "triples" and "negative" not in found:

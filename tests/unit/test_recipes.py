@@ -31,7 +31,8 @@ EXPECTED = {
     *("mini-chnsenticorp", "mini-cola", "mini-mrpc", "mini-rte", "mini-sst2", "mini-stsb"),
     *("mini-tnews", "answer-cmrc", "answer-drcd", "answer-squad", "distil-sst2", "embed-simcse"),
     *("embed-stsb", "few-shot-banking77", "few-shot-sst2", "summarize-scitldr", "tag-msra"),
-    *("tag-wnut17", "translate-multi30k", "translate-tatoeba"),
+    *("tag-wnut17", "translate-multi30k", "translate-tatoeba", "embed-csl", "summarize-csl"),
+    "translate-scitldr",
 }
 # runs of benchmarks/scores.py for comparison, of another task's recipe
 COMPARED = {"distil-sst2-alone", "embed-untouched"}

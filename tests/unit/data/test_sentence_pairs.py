@@ -62,6 +62,9 @@ def test_two_or_three_columns_without_names(tmp_path: Path) -> None:
     assert scored.scores is not None and scored.scores.tolist() == [4.5, 0.0]
     texts = write(tmp_path / "c.tsv", "one\tanother\tno", "this\tthat\tnever")
     assert read_sentences(texts, header=False).kind == "triples"
+    # who names two columns of three means a pair, whatever stands in the third
+    named = read_sentences(texts, header=False, text_column="3", pair_column="2")
+    assert named.kind == "pairs" and rows(named)[0] == ["no", "another"]
 
 
 def test_a_label_of_words_is_no_score(tmp_path: Path) -> None:
