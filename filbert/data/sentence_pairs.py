@@ -111,9 +111,10 @@ def read_sentences(
 
     `kind` None: what the columns make of it, a score before a third text. Columns that are not
     named are found by their names (the table above), else by their order in a table of two
-    columns, or of three; where text and pair are named, a third column is no text by its order. Lines and rows without any text are left out and told, except in a scored
-    file, whose every row counts. Raises `UsageError` for columns that are not there, `FilbertError`
-    with row numbers for a text that is none and a score that is no number.
+    columns, or of three; where text and pair are named, a third column is no text by its order.
+    Lines and rows without any text are left out and told, except in a scored file, whose every row
+    counts. Raises `UsageError` for columns that are not there, `FilbertError` with row numbers for
+    a text that is none and a score that is no number.
     """
     if kind is not None and kind not in KINDS:
         raise UsageError(f"unknown kind of rows {kind!r}; there are {', '.join(KINDS)}")
