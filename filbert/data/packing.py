@@ -7,6 +7,7 @@ resume, and every process computes the same plan.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.example_windows) - 1
 
-    @property
+    @cached_property
     def tokens(self) -> Ids:
         """(examples,) tokens of each example, all its windows together."""
         return np.diff(self.window_starts[self.example_windows])
@@ -41,6 +42,14 @@ class Encoded:
     def gather(self, examples: Ids) -> Batch:
         """The packed batch of these examples, in this order."""
         picked = np.asarray(examples)
+        if len(self) == len(picked) == 1:  # one text: all there is
+            return Batch(
+                input_ids=self.input_ids.astype(np.int64),
+                token_type_ids=self.token_type_ids.astype(np.int64),
+                lengths=np.diff(self.window_starts),
+                owners=np.zeros(len(self.window_starts) - 1, np.int64),
+                examples=picked,
+            )
         first = self.example_windows[picked]
         counts = self.example_windows[picked + 1] - first  # (examples,) windows of each
         windows = runs(first, counts)
@@ -111,5 +120,7 @@ def cut(order: Ids, tokens: Ids, *, batch_tokens: int, batch_size: int | None) -
 
 def plan_once(tokens: Ids, *, batch_tokens: int) -> list[Ids]:
     """Batches for evaluation: longest first, so that the largest need of memory comes at once."""
+    if len(tokens) == 1:
+        return [np.zeros(1, np.int64)]
     order = np.argsort(-tokens, kind="stable")
     return cut(order, tokens, batch_tokens=batch_tokens, batch_size=None)

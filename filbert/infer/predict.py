@@ -338,6 +338,8 @@ def in_blocks(
     work: Callable[[range], NDArray[np.float32]], count: int, model: nn.Module, *, width: int
 ) -> NDArray[np.float32]:
     """(count, width): what `work` makes of the rows of each block, overlapped where that pays."""
+    if count <= BLOCK:
+        return work(range(count))
     workers = workers_for(model)
     size = WINDOW if workers == 1 else BLOCK
     out = np.empty((count, width), np.float32)
@@ -352,9 +354,9 @@ def tell_cut(
 ) -> None:
     """Log, once for a predictor, that some of these texts had more than `longest` tokens and were
     cut off. `encoded`: their ids, one window each."""
-    full = np.flatnonzero(encoded.tokens == longest).tolist()  # cut off, or just as long
-    if predictor.told_cut or not full:
+    if predictor.told_cut or int(encoded.tokens.max(initial=0)) < longest:
         return
+    full = np.flatnonzero(encoded.tokens == longest).tolist()  # cut off, or just as long
     whole = predictor.tokenizer.encode_flat(
         [texts[place] for place in full], pairs and [pairs[place] for place in full],
         max_length=2**20, windows=False, stride=0,

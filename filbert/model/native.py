@@ -17,6 +17,7 @@ import ctypes
 import itertools
 import logging
 import math
+import operator
 import os
 import threading
 import weakref
@@ -29,8 +30,15 @@ from torch import Tensor, nn
 from filbert.errors import FilbertError
 from filbert.model.bert import BertEmbeddings, BertLayer, BertModel
 from filbert.model.config import BertConfig
-from filbert.model.inputs import check_ids, check_places
-from filbert.model.native_library import LIBRARY, Pointer, failure, library, library_float32
+from filbert.model.inputs import check_places
+from filbert.model.native_library import (
+    LIBRARY,
+    UNSOUND,
+    Pointer,
+    failure,
+    library,
+    library_float32,
+)
 from filbert.model.native_train import shape_of, touched, unlike
 from filbert.model.outputs import ModelOutput
 
@@ -90,6 +98,16 @@ def _whole(embeddings: BertEmbeddings, config: BertConfig) -> bool:
     )  # fmt: skip
 
 
+class Unsound(FilbertError):
+    """A packed batch that is none; the slow twin says what is wrong with it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no packed batch: ids and types of the tables, and positive lengths that sum to the "
+            "tokens, were expected"
+        )
+
+
 class NativeEncoder:
     """A copy of an encoder's weights, and the call that computes with them. `int8`: which products
     of a layer are int8 instead of bfloat16, see `PRODUCTS`; or those of each layer. `float32`: all
@@ -115,6 +133,9 @@ class NativeEncoder:
             raise FilbertError("no memory for the native encoder's weights")
         self._handle: int | None = handle
         self._turn = threading.Lock()  # nobody frees the weights while another computes with them
+        e = bert.embeddings
+        tables = (e.word_embeddings, e.token_type_embeddings, e.position_embeddings)
+        self._limits = (ctypes.c_int64 * 3)(*(len(table.weight) for table in tables))
         self._free = weakref.finalize(self, lib.filbert_encoder_free, handle)
         # at the end of the process threads may still compute; its memory goes by itself
         self._free.atexit = False
@@ -123,7 +144,6 @@ class NativeEncoder:
         self._tables: list[Tensor] = []
         self._embeddings = bert.embeddings
         if not config.factorised:
-            e = bert.embeddings
             self._tables = [
                 _plain(weight)
                 for weight in (
@@ -151,24 +171,25 @@ class NativeEncoder:
         """Hidden states of a packed batch, float32: (tokens, hidden), or with `first_only` those of
         first tokens, with `mean` the mean of each sequence's, (sequences, hidden).
 
-        input_ids, token_type_ids: (tokens,) int64 inside the vocabulary; lengths: (sequences,) that
-        sum to tokens. threads: those of torch by default. chunk: tokens computed at once."""
-        size = self.config.hidden_size
+        input_ids, token_type_ids: (tokens,) int64; lengths: (sequences,) int64. threads: those of
+        torch by default. chunk: tokens computed at once. Raises `Unsound` for ids or types that
+        the tables do not have, lengths that are not positive, too long, or sum to other than the
+        tokens."""
+        size, tokens = self.config.hidden_size, len(input_ids)
         chunk = chunk or (CHUNK_FLOAT32 if self.float32 else CHUNK)
-        counts = lengths.to(torch.int32).contiguous()
+        counts = lengths.contiguous()
         which = 1 if first_only else 2 if mean else 0
-        rows = len(counts) if which else len(input_ids)
-        out = torch.empty(rows, size)
+        out = torch.empty(len(counts) if which else tokens, size)
         ids = types = hidden = None
         if self._tables:
             ids = input_ids.contiguous()
             types = None if token_type_ids is None else token_type_ids.contiguous()
         else:
             hidden = self._embed(input_ids, token_type_ids, lengths)
-            if hidden.shape != (len(input_ids), size):
+            if hidden.shape != (tokens, size):
                 raise FilbertError(
-                    f"the embeddings gave {tuple(hidden.shape)}, expected ({len(input_ids)}, "
-                    f"{size}): the model's parts do not fit together"
+                    f"the embeddings gave {tuple(hidden.shape)}, expected ({tokens}, {size}): "
+                    "the model's parts do not fit together"
                 )
         threads = threads or torch.get_num_threads()
         with self._turn:
@@ -176,8 +197,10 @@ class NativeEncoder:
                 raise FilbertError("this native encoder is closed")
             code = self._lib.filbert_encoder_run(
                 self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
-                _address(out), which, threads, chunk,
+                tokens, self._limits, _address(out), which, threads, chunk,
             )  # fmt: skip
+        if code == UNSOUND:
+            raise Unsound
         self._check(code, threads)
         return out
 
@@ -201,6 +224,17 @@ class NativeEncoder:
             self._free()
 
     def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, lengths: Tensor) -> Tensor:
+        """The embeddings that are not looked up natively."""
+
+        def within(values: Tensor | None, low: int, limit: int) -> bool:
+            return values is None or bool(((values >= low) & (values < limit)).all())
+
+        words, kinds, longest = self._limits
+        if not (
+            within(lengths, 1, longest + 1) and int(lengths.sum()) == len(input_ids)
+            and within(input_ids, 0, words) and within(token_type_ids, 0, kinds)
+        ):  # fmt: skip
+            raise Unsound
         starts = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
         places = torch.arange(len(input_ids)) - starts
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -304,8 +338,13 @@ class _Forward:
     def _watch(self) -> None:
         """Remember what the model consists of."""
         bert = self.bert
-        self._leaves = [module._parameters for module in bert.modules() if module._parameters]
-        self._parts = [module._modules for module in bert.modules() if module._modules]
+        modules = list(bert.modules())
+        self._holders: list[dict[str, Any]] = [m._parameters for m in modules if m._parameters]
+        self._holders += [m._modules for m in modules if m._modules]
+        self._modules = modules  # alive, so that no other one has an id of theirs
+        self._weights = list(bert.parameters())
+        # inference tensors count no changes
+        self._counted = [weight for weight in self._weights if not weight.is_inference()]
         self._hooks = [
             hooks
             for module in (*bert.embeddings.modules(), *bert.encoder.modules())
@@ -343,13 +382,8 @@ class _Forward:
     ) -> ModelOutput:
         """As `BertModel.forward`; `mean`: see `serves`."""
         bert = self.bert
-        if (
-            input_ids is None or lengths is None or attention_mask is not None
-            or position_ids is not None or inputs_embeds is not None or output_attentions
-            or output_hidden_states or bert.training or torch.is_grad_enabled()
-            or any(self._hooks) or not _sound(input_ids, lengths, token_type_ids, bert)
-            or not self._up_to_date()
-        ):  # fmt: skip
+
+        def slow() -> ModelOutput:
             out = BertModel.forward(
                 bert, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
                 lengths=lengths, output_attentions=output_attentions,
@@ -361,11 +395,22 @@ class _Forward:
                 means = torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True)
                 return ModelOutput(last_hidden_state=means)
             return out
-        check_ids(input_ids, vocab_size=bert.config.vocab_size)
+
+        if (
+            input_ids is None or lengths is None or attention_mask is not None
+            or position_ids is not None or inputs_embeds is not None or output_attentions
+            or output_hidden_states or bert.training or torch.is_grad_enabled()
+            or any(self._hooks) or not _packed(input_ids, lengths, token_type_ids)
+            or not self._up_to_date()
+        ):  # fmt: skip
+            return slow()
         check_places(predict_at, lengths, others=first_only)
         native = self.native
         assert native is not None  # up to date
-        hidden = native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
+        try:
+            hidden = native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
+        except Unsound:
+            return slow()
         if not (self.exact or mean):
             hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None
@@ -381,29 +426,27 @@ class _Forward:
             last_hidden_state=hidden, pooler_output=pooled, hidden_states=None, attentions=None
         )
 
-    def _now(self) -> int:
-        """Another number after a part or a weight was changed or put in its place."""
-        weights = [w for leaf in self._leaves for w in leaf.values() if w is not None]
-        own = tuple((id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
-        parts = itertools.chain.from_iterable(map(dict.values, self._parts))
-        return hash((tuple(map(id, parts)), own))
+    def _now(self) -> list[list[int]]:
+        """What differs after a part or a weight was changed, put in its place or written into. It
+        is asked at every call: a list a question costs least."""
+        return [
+            [*map(id, itertools.chain.from_iterable(map(dict.values, self._holders)))],
+            [*map(Tensor.data_ptr, self._weights)],
+            [*map(_version, self._counted)],
+        ]
 
 
-def _sound(input_ids: Tensor, lengths: Tensor, types: Tensor | None, bert: BertModel) -> bool:
-    """Whether a packed batch is one; the slow twin says what is wrong with it if not."""
-    if input_ids.dim() != 1 or lengths.dim() != 1 or input_ids.dtype != torch.int64:
-        return False
-    if input_ids.device.type != "cpu":
-        return False
-    if lengths.numel() == 0 or int(lengths.min()) < 1 or int(lengths.sum()) != len(input_ids):
-        return False
-    if int(lengths.max()) > bert.config.max_position_embeddings:
-        return False
-    if types is None:
-        return True
-    assert isinstance(bert.config, BertConfig)
-    fits = types.shape == input_ids.shape and types.dtype == torch.int64
-    return fits and int(types.min()) >= 0 and int(types.max()) < bert.config.type_vocab_size
+_version = operator.attrgetter("_version")
+
+
+def _packed(input_ids: Tensor, lengths: Tensor, types: Tensor | None) -> bool:
+    """Whether these look like a packed batch on the CPU."""
+    return (
+        input_ids.dim() == 1 and lengths.dim() == 1
+        and input_ids.dtype == lengths.dtype == torch.int64
+        and input_ids.is_cpu and lengths.is_cpu
+        and (types is None or (types.dtype == torch.int64 and types.shape == input_ids.shape))
+    )  # fmt: skip
 
 
 def _weights(layer: BertLayer) -> list[Tensor]:

@@ -18,7 +18,8 @@ from filbert.errors import FilbertError
 logger = logging.getLogger("filbert")
 LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
 NOT_COMPILED = LIBRARY.with_name("not_compiled.txt")  # says why; hatch_build.py leaves it
-ABI = 3  # raised with that of encoder.cpp whenever one of the functions below changes
+ABI = 4  # raised with that of encoder.cpp whenever one of the functions below changes
+UNSOUND = 4  # of a call that was given a batch that is none
 NO_AMX = "this processor or kernel has no AMX"
 NO_AVX512 = "this processor or kernel has no AVX-512"
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
@@ -69,7 +70,7 @@ def opened() -> ctypes.CDLL | str:
         (
             "filbert_encoder_run",
             number,
-            [Pointer] * 5 + [number, Pointer, number, number, number],
+            [Pointer] * 5 + [number, ctypes.c_int64, Pointer, Pointer] + [number] * 3,
         ),
         ("filbert_tile_rate", ctypes.c_double, [number, number]),
         ("filbert_train_new", Pointer, [Pointer, real]),
@@ -106,8 +107,8 @@ def opened() -> ctypes.CDLL | str:
 
 
 def failure(code: int, *, memory: str, threads: int) -> Exception:
-    """What to raise for the `code` of a call that failed. memory: what to say where there was not
-    enough of it; threads: how many the call was to take."""
+    """What to raise for the `code` of a call that failed, UNSOUND apart. memory: what to say where
+    there was not enough of it; threads: how many the call was to take."""
     if code == 1:
         return FilbertError(memory)
     if code == 2:

@@ -37,6 +37,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -55,7 +56,7 @@
 
 // Raised with that of filbert/model/native_library.py whenever an export changes: a library that was
 // compiled from an older state is then refused.
-constexpr int ABI = 3;
+constexpr int ABI = 4;
 EXPORT int filbert_native_abi() { return ABI; }
 
 // What this processor and kernel offer, added up: 1 AMX with bfloat16 and int8, 2 AVX-512 for float32.
@@ -93,7 +94,7 @@ namespace {
 }  // namespace
 
 // What an export that may fail returns, 0 if it did not; native_library.py puts it into words.
-enum Failure { NO_MEMORY = 1, NO_THREADS = 2, DEFECT = 3 };
+enum Failure { NO_MEMORY = 1, NO_THREADS = 2, DEFECT = 3, UNSOUND = 4 };
 
 // No exception leaves this library: nobody there could catch it, and the process would end.
 template <class Work> static int guarded(Work work) {
@@ -140,14 +141,26 @@ EXPORT int filbert_encoder_layer(void* handle, int number, const float* const* w
     return guarded([&] { static_cast<Encoding*>(handle)->layer(number, w, int8); });
 }
 
-// Encode `texts` texts, packed. ids and types (tokens,) int64, types may be null; or hidden
-// (tokens, hidden). rows: 0 the states of all tokens, out (tokens, hidden); 1 those of first tokens,
-// 2 the mean of each text's, out (texts, hidden). 0, or a `Failure`.
+// Encode `texts` texts, packed, of `tokens` tokens in all. ids and types (tokens,) int64, types may be
+// null; or hidden (tokens, hidden). limits: words of the vocabulary, kinds, places; a batch that goes
+// beyond them, or whose lengths are none, is UNSOUND and not computed. rows: 0 the states of all tokens,
+// out (tokens, hidden); 1 those of first tokens, 2 the mean of each text's, out (texts, hidden). 0, or a
+// `Failure`.
 EXPORT int filbert_encoder_run(void* handle, const int64_t* ids, const int64_t* types, const float* hidden,
-                               const int* lengths, int texts, float* out, int rows, int threads,
-                               int chunk_tokens) {
+                               const int64_t* lengths, int texts, int64_t tokens, const int64_t* limits, float* out,
+                               int rows, int threads, int chunk_tokens) {
+    auto within = [](const int64_t* values, int64_t count, int64_t low, int64_t limit) {
+        bool fine = true;
+        for (int64_t i = 0; i < count; ++i) fine &= values[i] >= low && values[i] < limit;
+        return fine;
+    };
+    if (texts < 1 || tokens > INT32_MAX || !within(lengths, texts, 1, limits[2] + 1)) return UNSOUND;
+    if (std::accumulate(lengths, lengths + texts, int64_t(0)) != tokens) return UNSOUND;
+    if (ids && !within(ids, tokens, 0, limits[0])) return UNSOUND;
+    if (types && !within(types, tokens, 0, limits[1])) return UNSOUND;
     return guarded([&] {
-        static_cast<Encoding*>(handle)->run({ids, types, hidden, lengths, out, Rows(rows)}, texts, threads, chunk_tokens);
+        const std::vector<int> counts(lengths, lengths + texts);
+        static_cast<Encoding*>(handle)->run({ids, types, hidden, counts.data(), out, Rows(rows)}, texts, threads, chunk_tokens);
     });
 }
 
@@ -305,7 +318,7 @@ EXPORT void* filbert_encoder_new(const int*, float, int) { return nullptr; }
 EXPORT void filbert_encoder_free(void*) {}
 EXPORT int filbert_encoder_embeddings(void*, const float*, const float*, const float*, const float*, const float*) { return 1; }
 EXPORT int filbert_encoder_layer(void*, int, const float* const*, int) { return 1; }
-EXPORT int filbert_encoder_run(void*, const int64_t*, const int64_t*, const float*, const int*, int, float*, int, int, int) { return 1; }
+EXPORT int filbert_encoder_run(void*, const int64_t*, const int64_t*, const float*, const int64_t*, int, int64_t, const int64_t*, float*, int, int, int) { return 1; }
 EXPORT void filbert_encoder_forked(void*) {}
 EXPORT double filbert_tile_rate(int, int) { return 0; }
 EXPORT void* filbert_train_new(const int*, float) { return nullptr; }

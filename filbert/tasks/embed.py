@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -148,7 +147,7 @@ def vectors_of(model: Encoder, encoded: Encoded, texts: Ids, pooling: str) -> Te
 
     They are computed in one packed batch, sorted by length, so that attention has few runs.
     """
-    order = np.argsort(encoded.tokens[texts], kind="stable")
+    order = np.argsort(encoded.tokens[texts], kind="stable") if len(texts) > 1 else np.arange(1)
     batch = encoded.gather(texts[order])
     if pooling == "mean" and serves(model) and not torch.is_grad_enabled():
         ids, types, lengths = (
@@ -186,10 +185,8 @@ def predict_vectors(
     width = dimensions or model.config.hidden_size
     out = np.empty((len(encoded), width), dtype=np.float32)
     for texts in plan_once(encoded.tokens, batch_tokens=batch_tokens):
-        vectors = vectors_of(model, encoded, texts, settings.pooling)[:, :width]
-        if settings.normalize:
-            vectors = F.normalize(vectors, dim=-1)
-        out[texts] = vectors.cpu().numpy()
+        vectors = vectors_of(model, encoded, texts, settings.pooling).cpu().numpy()[:, :width]
+        out[texts] = normalized(vectors) if settings.normalize else vectors
     return out
 
 
@@ -210,7 +207,7 @@ def decode(vectors: Floats) -> list[dict[str, Any]]:
 
 def normalized(vectors: Floats) -> Floats:
     """The rows at length 1; a row of zeros stays one."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    length: Floats = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
     return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float32)
 
 

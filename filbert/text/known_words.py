@@ -59,6 +59,9 @@ class KnownWords:
             else:
                 ids.update(keep)
         rows = [own for own in found if own is not None]  # all, as the types have it
+        if len(texts) == 1:
+            all_ids = list(itertools.chain.from_iterable(rows))
+            return all_ids, np.array([len(all_ids)])
         sizes = np.fromiter(map(len, rows), np.int64, len(rows))
         parts_of = np.fromiter([text.count(" ") + 1 for text in texts], np.int64, len(texts))
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])

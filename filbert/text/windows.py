@@ -86,12 +86,13 @@ def encode_flat(
         )
     parts = []
     for begin, end in _chunks(texts, pairs):
-        first_ids, first = _ids(bare, texts[begin:end], "texts", begin, known)
-        second_ids, second = first_ids[:0], None
+        body, first = _ids(bare, texts[begin:end], "texts", begin, known)
+        second = None
         if pairs is not None:
             second_ids, second = _ids(bare, pairs[begin:end], "pairs", begin, known)
+            body = np.concatenate([body, second_ids])
         part = assemble(
-            np.concatenate([first_ids, second_ids]),
+            body,
             first,
             second,
             cls_id=cls_id,
@@ -127,7 +128,12 @@ def assemble(
     """
     pair = second is not None
     room = max_length - (3 if pair else 2)
-    if not pair and int(first.max(initial=0)) <= room:  # the same by a shorter way
+    if not pair and len(first) == 1 and len(body) <= room:  # one text: the same by a shorter way
+        size = len(body) + 2
+        ids = np.empty(size, dtype=np.int32)
+        ids[0], ids[1:-1], ids[-1] = cls_id, body, sep_id
+        return Flat(ids, np.zeros(size, np.int8), np.array([0, size]), np.arange(2))
+    if not pair and int(first.max(initial=0)) <= room:  # many, by a shorter way
         starts = _starts(first + 2)
         ids = np.empty(starts[-1], dtype=np.int32)
         inner = np.ones(len(ids), dtype=bool)
@@ -217,8 +223,9 @@ def _ids(
     if len(texts) > 1:
         return _encode(bare, texts, name, offset, known)
     # A text longer than a chunk is a chunk of its own, and goes piece by piece.
-    ids = [_encode(bare, [piece], name, offset, known)[0] for piece in _pieces(bare, texts[0])]
-    return np.concatenate(ids), np.asarray([sum(map(len, ids))], dtype=np.int64)
+    parts = [_encode(bare, [piece], name, offset, known)[0] for piece in _pieces(bare, texts[0])]
+    ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return ids, np.array([len(ids)])
 
 
 def _encode(

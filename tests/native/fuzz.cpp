@@ -31,9 +31,10 @@ int main(int count, char** words) {
         }
         for (int call = 0; call < 3; ++call) {
             const int texts = number(1, 12);
-            std::vector<int> lengths(texts);
+            std::vector<int64_t> lengths(texts);
             int tokens = 0;
-            for (int& length : lengths) tokens += length = number(1, longest);
+            for (int64_t& length : lengths) tokens += int(length = number(1, longest));
+            const int64_t limits[3] = {vocabulary, 2, longest};
             std::vector<int64_t> ids(tokens), types(tokens);
             for (auto& id : ids) id = number(0, vocabulary - 1);
             for (auto& type : types) type = number(0, 1);
@@ -45,8 +46,8 @@ int main(int count, char** words) {
             const int chunk = number(1, 600);
             auto run = [&](std::vector<float>& out, int threads, int chunk_tokens) {
                 return filbert_encoder_run(encoder, ready ? nullptr : ids.data(), typed && !ready ? types.data() : nullptr,
-                                           ready ? hidden_states.data() : nullptr, lengths.data(), texts, out.data(),
-                                           answer, threads, chunk_tokens);
+                                           ready ? hidden_states.data() : nullptr, lengths.data(), texts, tokens, limits,
+                                           out.data(), answer, threads, chunk_tokens);
             };
             if (run(one, 1, chunk) || run(several, number(1, 6), number(1, 600))) return std::puts("out of memory"), 1;
             for (size_t i = 0; i < one.size(); ++i)
@@ -54,6 +55,13 @@ int main(int count, char** words) {
                     std::printf("round %d: %g alone, %g by several threads\n", round, one[i], several[i]);
                     return 1;
                 }
+            // a batch that is none is refused before anything is read by it
+            const int place = number(0, tokens - 1), text = number(0, texts - 1), way = number(0, 2);
+            if (way == 0) ids[place] = number(0, 1) ? vocabulary : -1;
+            else if (way == 1) types[place] = number(0, 1) ? 2 : -1;
+            else lengths[text] = number(0, 1) ? longest + 1 : number(-1, 0);
+            const bool seen = way == 2 || (!ready && (way == 0 || typed));
+            if (seen && run(one, 1, chunk) != 4) return std::puts("an unsound batch was computed"), 1;
         }
         filbert_encoder_free(encoder);
     }
