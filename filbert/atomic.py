@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filbert.errors import FilbertError, UsageError
+from filbert.stopping import stoppable
 
 LOCK = ".lock"  # in a folder that a process holds
 
@@ -204,8 +205,8 @@ def check_out(
 
 @contextlib.contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, for `replace_folder`, that is gone afterwards, whatever happens;
-    what a killed process left of one is removed by the next call.
+    """A new folder beside `out`, for `replace_folder`, that is gone afterwards, whatever happens,
+    SIGTERM included; what a killed process left of one is removed by the next call.
     Where `out` is a link, beside what it leads to. Raises `FilbertError` where it cannot be made
     or filled."""
     out = Path(os.path.realpath(out))
@@ -216,8 +217,9 @@ def beside(out: Path) -> Iterator[Path]:
             number = left.name[len(out.name) + 2 : -len(".new")]
             if left == temp or (number.isdecimal() and len(number) < 19 and _gone(int(number))):
                 shutil.rmtree(left, ignore_errors=True)
-        temp.mkdir()
-        yield temp
+        with stoppable("nothing was written"):
+            temp.mkdir()
+            yield temp
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The order in which data flows: a module imports its own layer and the layers above it.
 # A new module directly under filbert/ gets its place here, with the reason in docs/decisions.md.
 LAYERS: list[set[str]] = [
-    {"errors"},
+    {"errors", "stopping"},
     {"recipes"},  # options read and checked
     {"atomic", "layout", "hub", "sources"},  # files, and where a model's name leads
     {"text"},

@@ -32,8 +32,8 @@ from filbert.data.shards import (
     digest,
     open_shards,
 )
-from filbert.data.stopping import stoppable
 from filbert.errors import UsageError
+from filbert.stopping import stoppable
 
 SOURCES = "sources.npy"
 MOST_SOURCES = 1 << 16  # their numbers are uint16

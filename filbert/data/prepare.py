@@ -62,8 +62,8 @@ from filbert.data.shards import (
     read_manifest,
     token_type,
 )  # fmt: skip
-from filbert.data.stopping import stoppable
 from filbert.errors import FilbertError, UsageError, missing_extra
+from filbert.stopping import stoppable
 from filbert.text import BertTokenizer
 from filbert.text.extend import is_chinese
 

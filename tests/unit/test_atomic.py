@@ -228,3 +228,21 @@ def test_a_foreign_file_in_the_way_is_named(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(UsageError, match=r"not of a thing \(b\.txt \.\.\.\)"):
         check_out(tmp_path, "thing", {"a.txt"}.issuperset, overwrite=True)
+
+
+def test_sigterm_leaves_no_folder_behind(tmp_path: Path) -> None:
+    words = (
+        "import sys, time; from pathlib import Path; from filbert.atomic import beside\n"
+        "with beside(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'a').write_text('x'); print('there', flush=True); time.sleep(60)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", words, str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == "there\n"
+    assert list(tmp_path.glob(".out.*.new/a"))
+    child.terminate()
+    _, told = child.communicate(timeout=60)
+    assert "stopped by SIGTERM; nothing was written" in told
+    assert not list(tmp_path.iterdir())
