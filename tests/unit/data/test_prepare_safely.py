@@ -21,8 +21,8 @@ from filbert.data import prepare as prepare_module
 from filbert.data.prepare import prepare
 from filbert.data.prepare_options import PrepareOptions
 from filbert.data.shards import MANIFEST, open_shards
-from filbert.stopping import stoppable
 from filbert.errors import FilbertError, UsageError
+from filbert.stopping import stoppable
 from filbert.text import BertTokenizer
 from tests.tiny import VOCABULARY
 
