@@ -169,7 +169,14 @@ def ask(options: AskOptions, as_json: bool) -> None:
     if kept_in is not None and embedder is not None:
         path, stamp = kept_in / VECTORS, stamp_of(documents, embedder)
         if arrays := kept_or_told(path, stamp, IN_VECTORS, documents.notes):
-            asker.vectors.update(zip(arrays["rows"].tolist(), arrays["vectors"], strict=False))
+            rows, vectors = arrays["rows"], arrays["vectors"]
+            if vectors.shape == (len(rows), embedder.model.config.hidden_size):
+                asker.vectors.update(zip(rows.tolist(), vectors, strict=True))
+            else:
+                documents.notes.append(
+                    f"{path} is damaged and is made anew ({len(rows)} passages, vectors of shape "
+                    f"{vectors.shape})"
+                )
     for note in documents.notes:
         print(note, file=sys.stderr)
     before = len(asker.vectors)

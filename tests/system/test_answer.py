@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from filbert.bundle import Manifest, save_bundle
 from filbert.cli import main
 from filbert.data.documents import passages, read_documents, terms
+from filbert.data.kept_arrays import keep
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.answer import Answerer, read_context
 from filbert.infer.ask import Asker, ask, line
@@ -332,6 +334,14 @@ def test_what_a_folder_was_asked_is_kept(
         ask(options, True)
         shown = capsys.readouterr()
         assert shown.out == wanted and "anew" not in shown.err
+    # vectors of other passages than it says, whatever wrote them
+    path = kept / "vectors.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        stamp, held = file.metadata()["stamp"], file.get_tensor("vectors")
+    keep(path, {"rows": np.arange(len(held) + 1), "vectors": held}, stamp)
+    ask(options, True)
+    shown = capsys.readouterr()
+    assert shown.out == wanted and f"{path} is damaged and is made anew" in shown.err
     # another model of vectors has other ones
     save_bundle(
         tmp_path / "other", model=BertModel(tiny_config()), tokenizer=BertTokenizer(VOCABULARY),
