@@ -211,19 +211,19 @@ def beside(out: Path) -> Iterator[Path]:
     or filled."""
     out = Path(os.path.realpath(out))
     temp = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.new"):  # by killed processes
-            number = left.name[len(out.name) + 2 : -len(".new")]
-            if left == temp or (number.isdecimal() and len(number) < 19 and _gone(int(number))):
-                shutil.rmtree(left, ignore_errors=True)
-        with stoppable("nothing was written"):
+    with stoppable("run it again"):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for left in out.parent.glob(f".{glob.escape(out.name)}.*.new"):  # by killed processes
+                number = left.name[len(out.name) + 2 : -len(".new")]
+                if left == temp or (number.isdecimal() and len(number) < 19 and _gone(int(number))):
+                    shutil.rmtree(left, ignore_errors=True)
             temp.mkdir()
             yield temp
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
 
 
 def cannot_write(target: Path, error: OSError) -> FilbertError:

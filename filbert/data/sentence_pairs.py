@@ -111,7 +111,7 @@ def read_sentences(
 
     `kind` None: what the columns make of it, a score before a third text. Columns that are not
     named are found by their names (the table above), else by their order in a table of two
-    columns, or of three; where text and pair are named, a third column is no text by its order.
+    columns, or of three; where text and pair are named, a third column is not taken by its order.
     Lines and rows without any text are left out and told, except in a scored file, whose every row
     counts. Raises `UsageError` for columns that are not there, `FilbertError` with row numbers for
     a text that is none and a score that is no number.
@@ -253,9 +253,10 @@ def _columns(
     rest = [name for name in names if name not in found.values()]
     last = rest[0] if len(names) == 3 and len(rest) == 1 else None
     numbers = last is not None and _mostly_numbers(head, last)
+    two = given["text"] is not None and given["pair"] is not None  # who names two means two
     if "score" not in found and kind in (None, "scored"):
         score = next((lower[n] for n in SCORE if n in lower and lower[n] in rest), None)
-        score = last if score is None and numbers else score
+        score = last if score is None and numbers and (kind == "scored" or not two) else score
         # without being asked for, only a column of numbers is one of scores
         if score is not None and (kind == "scored" or _mostly_numbers(head, score)):
             found["score"] = score
@@ -264,8 +265,7 @@ def _columns(
     if kind in ("pairs", "triples") and given["score"] is None:
         found.pop("score", None)
     if "score" not in found and "negative" not in found and kind in (None, "triples"):
-        negative = next((lower[n] for n in NEGATIVE if n in lower), None)
-        two = given["text"] is not None and given["pair"] is not None  # who names two means two
+        negative = next((lower[n] for n in NEGATIVE if n in lower and lower[n] in rest), None)
         if last is not None and not numbers and last.lower() not in SCORE and not two:
             negative = negative or last
         if negative is not None:

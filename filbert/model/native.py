@@ -135,7 +135,7 @@ class NativeEncoder:
         self._turn = threading.Lock()  # nobody frees the weights while another computes with them
         e = bert.embeddings
         tables = (e.word_embeddings, e.token_type_embeddings, e.position_embeddings)
-        self._limits = (ctypes.c_int64 * 3)(*(len(table.weight) for table in tables))
+        self._rows = [len(table.weight) for table in tables]
         self._free = weakref.finalize(self, lib.filbert_encoder_free, handle)
         # at the end of the process threads may still compute; its memory goes by itself
         self._free.atexit = False
@@ -197,7 +197,7 @@ class NativeEncoder:
                 raise FilbertError("this native encoder is closed")
             code = self._lib.filbert_encoder_run(
                 self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
-                tokens, self._limits, _address(out), which, threads, chunk,
+                tokens, (ctypes.c_int64 * 3)(*self._limits()), _address(out), which, threads, chunk,
             )  # fmt: skip
         if code == UNSOUND:
             raise Unsound
@@ -223,13 +223,21 @@ class NativeEncoder:
             self._handle = None
             self._free()
 
+    def _limits(self) -> tuple[int, int, int]:
+        """Words, kinds and places that there are, and that the configuration allows."""
+        config, (words, kinds, places) = self.config, self._rows
+        return (
+            min(words, config.vocab_size), min(kinds, config.type_vocab_size),
+            min(places, config.max_position_embeddings),
+        )  # fmt: skip
+
     def _embed(self, input_ids: Tensor, token_type_ids: Tensor | None, lengths: Tensor) -> Tensor:
         """The embeddings that are not looked up natively."""
 
         def within(values: Tensor | None, low: int, limit: int) -> bool:
             return values is None or bool(((values >= low) & (values < limit)).all())
 
-        words, kinds, longest = self._limits
+        words, kinds, longest = self._limits()
         if not (
             within(lengths, 1, longest + 1) and int(lengths.sum()) == len(input_ids)
             and within(input_ids, 0, words) and within(token_type_ids, 0, kinds)
@@ -343,8 +351,9 @@ class _Forward:
         self._holders += [m._modules for m in modules if m._modules]
         self._modules = modules  # alive, so that no other one has an id of theirs
         self._weights = list(bert.parameters())
-        # inference tensors count no changes
-        self._counted = [weight for weight in self._weights if not weight.is_inference()]
+        # alive, so that what is put in place of them by `.data =` has other addresses
+        self._storages = [weight.untyped_storage() for weight in self._weights]
+        self._counted = [weight for weight in self._weights if _counts(weight)]
         self._hooks = [
             hooks
             for module in (*bert.embeddings.modules(), *bert.encoder.modules())
@@ -437,6 +446,14 @@ class _Forward:
 
 
 _version = operator.attrgetter("_version")
+
+
+def _counts(weight: Tensor) -> bool:
+    """Whether it counts its changes: inference tensors, and what was made of them, do not."""
+    try:
+        return weight._version >= 0
+    except RuntimeError:
+        return False
 
 
 def _packed(input_ids: Tensor, lengths: Tensor, types: Tensor | None) -> bool:

@@ -207,8 +207,9 @@ def decode(vectors: Floats) -> list[dict[str, Any]]:
 
 def normalized(vectors: Floats) -> Floats:
     """The rows at length 1; a row of zeros stays one."""
-    length: Floats = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
-    return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # whoever asks for vectors tells of those
+        length: Floats = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
+        return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float32)
 
 
 def score(vectors: Floats, data: Sentences) -> dict[str, Any]:

@@ -250,19 +250,23 @@ def joined(device: torch.device) -> Iterator[World]:
 
 def _heed_unless_failed(watch: Watch) -> Callable[[], None]:
     """From now on SIGTERM ends this process unless another one failed: then torchrun sends it while
-    this one still finds out who that was, and it is about to leave and say so (`Watch` sees to it).
-    Returns what puts the former handler back."""
+    this one still finds out who that was, and it has `GRACE` seconds to leave and say so. Returns
+    what puts the former handler back."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+
+    first: list[float] = []  # when one was not heeded
 
     def restore() -> None:
         signal.signal(signal.SIGTERM, before)
 
     def heed(number: int, frame: Any) -> None:
-        if watch.failed() is None:
+        now = time.monotonic()
+        if watch.failed() is None or (first and now - first[0] > GRACE):
             restore()
             signal.raise_signal(number)
+        first.append(now)
 
     signal.signal(signal.SIGTERM, heed)
     return restore

@@ -145,3 +145,47 @@ def test_int8_tells_of_damaged_weights(name: str, value: float) -> None:
     what = "layer 1" if "layer" in name else "the embeddings"
     with pytest.raises(FilbertError, match=f"weights of {what} hold NaN or infinity"):
         NativeEncoder(model, [0, 8])
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_put_in_place_twice_between_calls_are_seen(dtype: torch.dtype) -> None:
+    """The memory of the first ones is free again, and the second may get the same address."""
+    model = encoder()
+    assert attach(model, dtype) is None
+    weight = layer_of(model, 0).attention.self.query.weight
+    with torch.no_grad():
+        for turn in range(20):
+            torch.manual_seed(turn)
+            for _ in range(2):
+                weight.data = torch.randn_like(weight)
+            got = model(**GIVEN).last_hidden_state.float()
+            wanted = BertModel.forward(model, **GIVEN).last_hidden_state.float()
+            assert (got - wanted).norm() < 0.03 * wanted.norm(), turn
+
+
+@needs_native
+@pytest.mark.parametrize(("name", "value"), [("vocab_size", 10), ("max_position_embeddings", 6)])
+def test_what_the_configuration_does_not_allow_is_refused(name: str, value: int) -> None:
+    """Though the tables have rows for it."""
+    model = encoder()
+    assert attach(model, torch.bfloat16) is None
+    setattr(model.config, name, value)
+    with pytest.raises(FilbertError) as slow, torch.no_grad():
+        BertModel.forward(model, **GIVEN)
+    with pytest.raises(FilbertError) as fast, torch.no_grad():
+        model(**GIVEN)
+    assert str(fast.value) == str(slow.value)
+    assert str(value) in str(fast.value)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_made_in_inference_mode_is_served(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        model = encoder()
+    assert attach(model, dtype) is None
+    with torch.inference_mode():  # PyTorch's own layers ask for it
+        got = model(**GIVEN).last_hidden_state.float()
+        wanted = BertModel.forward(model, **GIVEN).last_hidden_state.float()
+    assert (got - wanted).norm() < 0.03 * wanted.norm()

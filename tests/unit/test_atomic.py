@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from filbert import atomic
 from filbert.atomic import atomic_path, check_out, replace_folder, restore_folder, write_file
 from filbert.errors import FilbertError, UsageError
+from filbert.stopping import stoppable
 
 
 def _leftovers(folder: Path) -> list[str]:
@@ -234,7 +236,9 @@ def test_sigterm_leaves_no_folder_behind(tmp_path: Path) -> None:
     words = (
         "import sys, time; from pathlib import Path; from filbert.atomic import beside\n"
         "with beside(Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'a').write_text('x'); print('there', flush=True); time.sleep(60)\n"
+        "    (folder / 'a').write_text('x'); print('there', flush=True)\n"
+        "    try: time.sleep(60)\n"
+        "    except BaseException as error: raise ValueError('a library took it for its own')\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", words, str(tmp_path / "out")],
@@ -243,6 +247,20 @@ def test_sigterm_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert child.stdout is not None and child.stdout.readline() == "there\n"
     assert list(tmp_path.glob(".out.*.new/a"))
     child.terminate()
+    child.send_signal(signal.SIGINT)  # managers signal the group and the process
     _, told = child.communicate(timeout=60)
-    assert "stopped by SIGTERM; nothing was written" in told
+    last = told.strip().splitlines()[-1]  # Python takes pending signals in the order of numbers
+    assert re.fullmatch("KeyboardInterrupt: stopped by SIG(TERM|INT); run it again", last)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_words_of_the_outer_block_are_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM; the outer words"),
+        stoppable("the outer words"),
+        atomic.beside(tmp_path / "out") as temp,
+    ):
+        (temp / "a").touch()
+        signal.raise_signal(signal.SIGTERM)
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -65,6 +65,16 @@ def test_two_or_three_columns_without_names(tmp_path: Path) -> None:
     # who names two columns of three means a pair, whatever stands in the third
     named = read_sentences(texts, header=False, text_column="3", pair_column="2")
     assert named.kind == "pairs" and rows(named)[0] == ["no", "another"]
+    numbered = read_sentences(three, header=False, text_column="1", pair_column="2")
+    assert numbered.kind == "pairs"
+    assert (
+        read_sentences(three, header=False, text_column="1", pair_column="2", kind="scored").kind
+        == "scored"
+    )
+    # nor is a column two things
+    known = write(tmp_path / "d.tsv", "query\tnegative\tpositive", "one\tanother\tno")
+    found = read_sentences(known, text_column="query", pair_column="negative")
+    assert rows(found) == [["one", "another"]]
 
 
 def test_a_label_of_words_is_no_score(tmp_path: Path) -> None:
