@@ -185,7 +185,7 @@ def test_a_model_made_in_inference_mode_is_served(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         model = encoder()
     assert attach(model, dtype) is None
-    with torch.inference_mode():  # PyTorch's own layers ask for it
+    with torch.no_grad():
         got = model(**GIVEN).last_hidden_state.float()
-        wanted = BertModel.forward(model, **GIVEN).last_hidden_state.float()
+        wanted = encoder()(**GIVEN).last_hidden_state
     assert (got - wanted).norm() < 0.03 * wanted.norm()
