@@ -113,6 +113,9 @@ def reading_options(recipe: dict[str, Any]) -> list[str]:
     options: list[str] = []
     for key in (
         "text_column",
+        "summary_column",
+        "source_column",
+        "target_column",
         "pair_column",
         "label_column",
         "label_separator",
