@@ -1,7 +1,7 @@
 """The peer of `filbert train tag`: `transformers`' own token-classification recipe, same weights.
 
-    python benchmarks/tag_peer.py --data ../shared/data/wnut17 --seed 42
-    python benchmarks/tag_peer.py --data ../shared/data/msra_ner --train train.txt.gz \
+    python benchmarks/tag_peer.py --data DIR/wnut17 --seed 42
+    python benchmarks/tag_peer.py --data DIR/msra_ner --train train.txt.gz \
         --test test.txt.gz --base filbert-mini-zh --batch-size 44 --lr 3e-4 --seed 42
 
 What its example run_ner.py does: AutoModelForTokenClassification, words given split, the label on

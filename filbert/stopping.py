@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 ECHO = 2.0  # seconds in which a further signal is taken for the first one's echo
-
-
 _within = False  # a block of `stoppable`, whose handlers and words hold for those inside it
 
 

@@ -33,7 +33,6 @@ from filbert.data.shards import (
     open_shards,
 )
 from filbert.errors import UsageError
-from filbert.stopping import stoppable
 
 SOURCES = "sources.npy"
 MOST_SOURCES = 1 << 16  # their numbers are uint16
@@ -64,7 +63,7 @@ def join_shards(parts: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
         raise UsageError(
             f"the parts name {len(sources):,} sources; a folder of shards holds {MOST_SOURCES:,}"
         )
-    with stoppable("nothing was joined; run it again"), beside(out) as temp:
+    with beside(out) as temp:
         shutil.copytree(opened[0].vocab, temp / VOCAB)
         entries = _link(opened, sources, temp)
         manifest = Manifest(

@@ -255,7 +255,6 @@ def _heed_unless_failed(watch: Watch) -> Callable[[], None]:
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-
     first: list[float] = []  # when one was not heeded
 
     def restore() -> None:
