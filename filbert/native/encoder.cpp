@@ -69,10 +69,11 @@ EXPORT int filbert_native_level() {
     const bool amx = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
     const bool avx2 = (b >> 5 & 1) && (b >> 8 & 1);  // and BMI2
     const bool avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 17 & 1) && (b >> 31 & 1);
+    const bool vbmi = c >> 1 & 1;
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if (!avx2 || !avx512 || (low & 0xe6) != 0xe6) return 0;  // the kernel keeps AVX-512 state
-    if (!amx || (low >> 17 & 3) != 3) return 2;  // and that of tiles
+    if (!amx || !vbmi || (low >> 17 & 3) != 3) return 2;  // and that of tiles
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 2;  // AVX-512-BF16
     constexpr int request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 3 : 2;

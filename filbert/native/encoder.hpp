@@ -82,21 +82,21 @@ struct Encoder : Parts, Runner<Encoder, Scratch> {
             ready(layer.out, s.context.data, shape.context);
             sum(s, layer.out, s.context.data, rows, share(layer.out.count, part), share(layer.out.count, part + 1));
             barrier.wait();
-            add_and_norm(s, layer.out, layer.norm1, share(rows, part), share(rows, part + 1), nullptr);
+            add_and_norm(s, layer.out, layer.norm1, share(rows, part), share(rows, part + 1), row_of_mine, nullptr);
             barrier.wait();
             ready(layer.up, s.states.data, shape.wide_hidden);
-            const int from = share(layer.up.count, part), to = share(layer.up.count, part + 1);
-            const auto wider = shape.activation == GELU ? &Encoder::widen<GELU>
-                               : shape.activation == GELU_TANH ? &Encoder::widen<GELU_TANH> : &Encoder::widen<RELU>;
-            (this->*wider)(s, layer.up, s.states.data, rows, s.inner.data, from, to);
-            barrier.wait();
-            ready(layer.down, s.inner.data, shape.wide_inner);
-            sum(s, layer.down, s.inner.data, rows, share(layer.down.count, part), share(layer.down.count, part + 1));
-            barrier.wait();
+            if (parts == 1) feed(s, layer.up, layer.down, rows);
+            else {
+                widen(s, layer.up, rows, share(layer.up.count, part), share(layer.up.count, part + 1), 0, layer.up.count);
+                barrier.wait();
+                ready(layer.down, s.inner.data, shape.wide_inner);
+                sum(s, layer.down, s.inner.data, rows, share(layer.down.count, part), share(layer.down.count, part + 1));
+                barrier.wait();
+            }
             float* plain = in.place(chunk, shape.hidden);
             if (last && in.rows == MEAN)
                 average(s, layer.down, layer.norm2, in.lengths + chunk.first, share(texts, part), share(texts, part + 1), row_of_mine, plain);
-            else add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), last ? &plain : nullptr);
+            else add_and_norm(s, layer.down, layer.norm2, share(rows, part), share(rows, part + 1), row_of_mine, last ? &plain : nullptr);
             barrier.wait();
         }
     }
@@ -109,7 +109,7 @@ struct Encoder : Parts, Runner<Encoder, Scratch> {
         any_int8 |= int8 != 0;
         layer.~Layer();  // packed before, maybe otherwise
         new (&layer) Layer();
-        pack(layer.qkv, int8 & 1, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, at.of_three(), at.same(s.hidden), at.query_scale());
+        pack(layer.qkv, int8 & 1, s.wide_hidden, 3 * s.context, w[0], w[1], s.hidden, at.of_three(), at.same(s.hidden), at.query_scale(256.f));
         pack(layer.out, int8 & 2, s.context, s.wide_hidden, w[2], w[3], s.heads * s.head_size, at.same(s.hidden), at.of_heads(), at.one());
         pack(layer.up, int8 & 4, s.wide_hidden, s.wide_inner, w[4], w[5], s.hidden, at.same(s.inner), at.same(s.hidden), at.one());
         pack(layer.down, int8 & 8, s.wide_inner, s.wide_hidden, w[6], w[7], s.inner, at.same(s.hidden), at.same(s.inner), at.one());

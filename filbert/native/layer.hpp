@@ -1,21 +1,24 @@
 // The parts of a layer: projections, attention, feed-forward, norms. Part of encoder.cpp.
 #pragma once
 
+#include "odds.hpp"
 #include "tiles.hpp"
 
-// x * Phi(x) for values that are rounded to bfloat16 or int8 next: as `gelu_of` with fewer terms, on
-// |x| <= 3.7; error 5e-4 at most.
+#pragma GCC push_options
+#pragma GCC target("avx512vbmi")  // as odds.hpp
+
+// x * Phi(x) for values that are rounded to bfloat16 or int8 next: as `gelu_of` with fewer terms, fitted
+// on |x| <= 3.7 to the least largest error, 5e-4, so that Phi is 0 and 1 at the ends.
 inline __m512 gelu_short(__m512 x) {
-    const __m512 t = _mm512_min_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(13.69f));
-    __m512 p = _mm512_set1_ps(-9.799514336748606e-07f);
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(5.377769935959083e-05f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.0012350062532791373f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.015697412967554312f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.12517548877489895f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.7929502266213033f));
-    const __m512 erf = _mm512_range_ps(_mm512_mul_ps(x, p), _mm512_set1_ps(1.f), 2);  // -1 ... 1
-    const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
-    return _mm512_fmadd_ps(half, erf, half);
+    const __m512 near = _mm512_range_ps(x, _mm512_set1_ps(3.7f), 2);  // the nearer to 0, with the sign of x
+    const __m512 t = _mm512_mul_ps(near, near);
+    __m512 p = _mm512_set1_ps(-4.899708420118751e-07f);
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(2.688865990188403e-05f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.0006175004059246864f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.007848688974346688f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.06258769575436679f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.396475070272051f));
+    return _mm512_mul_ps(x, _mm512_fmadd_ps(near, p, _mm512_set1_ps(0.5f)));
 }
 
 // As `product32<true>` from zero, with `beside` spread evenly between the single products: with int8
@@ -46,17 +49,24 @@ inline void product32_mixed(const char* a, size_t next_rows, const char* b, int 
     _tile_stored(2, lower, stride); _tile_stored(3, lower + 16, stride);
 }
 
+// Bytes of 32 x 32 sums; those of a row do not all fall into one set of the first-level cache.
+constexpr size_t BLOCK = 32 * 32 * 4 + 128;
+
+// Panels of the inner layer that are computed before they are multiplied again.
+constexpr int AT_ONCE = 8;
+
 struct Scratch {
     Memory states, context, inner, sums;  // of a chunk
     Memory small;  // the input of a product as int8 tiles
     std::vector<float> scales;  // of its rows
     std::vector<std::unique_ptr<Memory>> attention;  // of each thread: all that one head needs
-    std::vector<std::vector<float>> rows;  // of each thread: one row of states, its padding zero
+    std::vector<std::vector<float>> rows;  // of each thread: two rows of states, their padding zero
 };
 
 // What a layer is made of, for any rows of a chunk. Knows the shape, holds no weights.
 struct Parts {
     Shape shape;
+    QuickOdds quick;
     bool any_int8 = false;
 
     explicit Parts(const Shape& shape) : shape(shape) {}
@@ -65,19 +75,23 @@ struct Parts {
         return s.states.data + size_t(row / 16) * (shape.wide_hidden / WIDE) * TILE + row % 16 * 64;
     }
 
+    float* sums_of(Scratch& s, int row, int panel) const {  // of a product as wide as the states: 32 of a row
+        return reinterpret_cast<float*>(s.sums.data + (size_t(row / 32) * (shape.wide_hidden / WIDE) + panel) * BLOCK) + row % 32 * 32;
+    }
+
     void prepare(Scratch& s, int rows, int longest, int threads) const {
         const size_t r = up(rows, 32);
         s.states.need(r * shape.wide_hidden * 2);
         s.context.need(r * shape.context * 2);
         s.inner.need(r * shape.wide_inner * 2);
-        s.sums.need(r * shape.wide_hidden * 4);
+        s.sums.need(r / 32 * (shape.wide_hidden / WIDE) * BLOCK);
         if (any_int8) {
             s.small.need(r * up(std::max({shape.wide_hidden, shape.context, shape.wide_inner}), 64));
             if (s.scales.size() < r) s.scales.resize(r);
         }
         const size_t keys = up(longest, 32);
         while (int(s.attention.size()) < threads) s.attention.push_back(std::make_unique<Memory>());
-        while (int(s.rows.size()) < threads) s.rows.emplace_back(shape.wide_hidden, 0.f);
+        while (int(s.rows.size()) < threads) s.rows.emplace_back(2 * shape.wide_hidden, 0.f);
         for (auto& memory : s.attention)
             memory->need((r + 32) * shape.row() * 2 + keys * shape.wide_head * 2 * 2 + 32 * keys * 4 + 32 * keys * 2);
     }
@@ -221,64 +235,91 @@ struct Parts {
         });
     }
 
+    // The panels `from` to `to` of the inner layer, into tiles that are `to - base` blocks wide.
     template <int kind>
-    void widen(const Scratch& s, const Matrix& m, const char* tiles, int rows, char* into, int from, int to) const {
-        const size_t next = size_t(m.count) * TILE;
-        multiply<kind != RELU>(s, tiles, rows, m, from, to, [&](const auto& sums, int i, int r, int panel) {
-            char* at = into + size_t((r + i) / 16) * next + size_t(panel) * TILE + i % 16 * 64;
+    void widen_as(Scratch& s, const Matrix& m, int rows, int from, int to, int base, int width) const {
+        const size_t next = size_t(width) * TILE;
+        multiply<kind != RELU>(s, s.states.data, rows, m, from, to, [&](const auto& sums, int i, int r, int panel) {
+            char* at = s.inner.data + size_t((r + i) / 16) * next + size_t(panel - base) * TILE + i % 16 * 64;
             _mm512_store_si512(at, kind == GELU ? pack_bf16(gelu_short(sums.low(i)), gelu_short(sums.high(i)))
                                                 : pack_bf16(activate(sums.low(i), kind), activate(sums.high(i), kind)));
         });
     }
 
+    void widen(Scratch& s, const Matrix& m, int rows, int from, int to, int base, int width) const {
+        if (shape.activation == GELU) widen_as<GELU>(s, m, rows, from, to, base, width);
+        else if (shape.activation == GELU_TANH) widen_as<GELU_TANH>(s, m, rows, from, to, base, width);
+        else widen_as<RELU>(s, m, rows, from, to, base, width);
+    }
+
+    // Both products of the feed-forward part on one thread: some columns of the inner layer at a time, so
+    // that they are still near when they are multiplied again. (Beside wide sums they would not be.)
+    void feed(Scratch& s, const Matrix& inner, const Matrix& outer, int rows) const {
+        const int at_once = outer.int8() || rows <= 64 || shape.wide_hidden > 512 ? inner.count : AT_ONCE;
+        for (int from = 0; from < inner.count; from += at_once) {
+            const int width = std::min(at_once, inner.count - from);
+            widen(s, inner, rows, from, from + width, from, width);
+            if (outer.int8()) shrink(s, s.inner.data, shape.wide_inner, 0, rows);
+            sum(s, outer, s.inner.data, rows, 0, outer.count, from, outer.int8() ? outer.steps : width);
+        }
+    }
+
     // The bare sums of a product with as many columns as the states; `add_and_norm` makes values of
-    // them. An input that is too large to stay near is taken in several parts of its columns.
+    // them. tiles: the steps from `first` on, `steps` of them, of which the first writes the sums and
+    // later ones count in.
+    void sum(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to, int first, int steps) const {
+        if (m.int8()) sum_as<true>(s, m, s.small.data, rows, from, to, first, steps);
+        else sum_as<false>(s, m, tiles, rows, from, to, first, steps);
+    }
+
+    // The same of all steps. An input that is too large to stay near is taken in several parts of its columns.
     void sum(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to) const {
-        if (m.int8()) sum_as<true>(s, m, s.small.data, rows, from, to);
-        else sum_as<false>(s, m, tiles, rows, from, to);
+        sum(s, m, tiles, rows, from, to, 0, m.steps);
     }
 
     template <bool int8>
-    void sum_as(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to) const {
+    void sum_as(Scratch& s, const Matrix& m, const char* tiles, int rows, int from, int to, int first, int all) const {
         constexpr size_t near = 400 << 10;  // bytes of the input that stay in the second-level cache
-        const size_t next = size_t(m.steps) * TILE, stride = size_t(shape.wide_hidden) * 4;
+        const size_t next = size_t(all) * TILE;
         const int cuts = rows > 32 ? int((size_t(rows) / 16 * next + near - 1) / near) : 1;
-        const int at_once = (m.steps + cuts - 1) / cuts, lines = lines_ahead(rows);
-        float* sums = reinterpret_cast<float*>(s.sums.data);
-        for (int k = 0; k < m.steps; k += at_once) {
-            const int steps = std::min(at_once, m.steps - k);
+        const int at_once = (all + cuts - 1) / cuts, lines = lines_ahead(rows);
+        for (int k = 0; k < all; k += at_once) {
+            const int steps = std::min(at_once, all - k);
+            const bool go_on = first + k > 0;
             for (int panel = from; panel < to; ++panel) {
-                const char* b = m.panels.data + (size_t(panel) * m.steps + k) * 2 * TILE;
+                const char* b = m.panels.data + (size_t(panel) * m.steps + first + k) * 2 * TILE;
                 const char* ahead = b + size_t(m.steps) * 2 * TILE;
                 for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * steps * 64) {
                     const char* a = tiles + size_t(r / 16) * next + size_t(k) * TILE;
-                    float* at = sums + size_t(r) * shape.wide_hidden + panel * WIDE;
-                    if (rows - r > 16 || k || steps < m.steps)
-                        product32<int8>(a, next, b, steps, at, stride, k > 0, ahead, lines, [](int) {});
-                    else product16<int8>(a, b, steps, at, stride);
+                    float* at = sums_of(s, r, panel);
+                    if (rows - r > 16 || go_on || steps < m.steps)
+                        product32<int8>(a, next, b, steps, at, 128, go_on, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, steps, at, 128);
                 }
             }
         }
     }
 
     // Make values of the sums of a product, add the states, and normalise: the new states.
-    void add_and_norm(Scratch& s, const Matrix& m, const std::vector<float>& norm, int begin, int end,
+    // room: for one row.
+    void add_and_norm(Scratch& s, const Matrix& m, const std::vector<float>& norm, int begin, int end, float* room,
                       float* const* plain) const {
         for (int r = begin; r < end; ++r)
-            add_and_norm_row(s, m, norm, r, plain ? *plain + size_t(r) * shape.hidden : nullptr);
+            add_and_norm_row(s, m, norm, r, room, plain ? *plain + size_t(r) * shape.hidden : nullptr);
     }
 
     // The same for the texts `from` to `to` of a chunk, and the mean of each one's states: out (texts, hidden).
-    // row: room for one.
+    // room: for two rows.
     void average(Scratch& s, const Matrix& m, const std::vector<float>& norm, const int* lengths, int from, int to,
-                 float* row, float* out) const {
+                 float* room, float* out) const {
+        float* const row = room + shape.wide_hidden;
         int r = 0;
         for (int text = 0; text < from; ++text) r += lengths[text];
         for (int text = from; text < to; ++text) {
             float* sum = out + size_t(text) * shape.hidden;
             std::fill(sum, sum + shape.hidden, 0.f);
             for (int end = r + lengths[text]; r < end; ++r) {
-                add_and_norm_row(s, m, norm, r, row);
+                add_and_norm_row(s, m, norm, r, room, row);
                 for (int i = 0; i < shape.hidden; ++i) sum[i] += row[i];
             }
             const float share = 1.f / lengths[text];
@@ -286,27 +327,48 @@ struct Parts {
         }
     }
 
-    void add_and_norm_row(Scratch& s, const Matrix& m, const std::vector<float>& norm, int r, float* plain) const {
+    void add_and_norm_row(Scratch& s, const Matrix& m, const std::vector<float>& norm, int r, float* row, float* plain) const {
         const int wide = shape.wide_hidden;
-        float* row = reinterpret_cast<float*>(s.sums.data) + size_t(r) * wide;
         char* tiles = state(s, r);
         const bool int8 = m.int8();
         const float *biases = m.bias.data(), *scales = m.scale.data();
         const __m512 scale = _mm512_set1_ps(int8 ? s.scales[r] : 1.f);
         auto value = [&](int i) {
+            const float* sums = sums_of(s, r, i / WIDE) + i % WIDE;
             const __m512 before = load_bf16(tiles + size_t(i / WIDE) * TILE + i % WIDE * 2);
             const __m512 bias = _mm512_add_ps(before, _mm512_loadu_ps(biases + i));
-            if (!int8) return _mm512_add_ps(_mm512_load_ps(row + i), bias);
-            const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(row + i));
+            if (!int8) return _mm512_add_ps(_mm512_load_ps(sums), bias);
+            const __m512 whole = _mm512_cvtepi32_ps(_mm512_load_si512(sums));
             return _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_loadu_ps(scales + i), bias);
         };
         __m512 even = _mm512_setzero_ps(), odd = even;
         for (int i = 0; i < wide; i += 32) {
             const __m512 low = value(i), high = value(i + 16);
-            _mm512_store_ps(row + i, low), _mm512_store_ps(row + i + 16, high);
+            _mm512_storeu_ps(row + i, low), _mm512_storeu_ps(row + i + 16, high);
             even = _mm512_add_ps(even, low), odd = _mm512_add_ps(odd, high);
         }
         normalise(row, _mm512_reduce_add_ps(_mm512_add_ps(even, odd)), norm.data(), tiles, plain);
+    }
+
+    // The weights of row `i` of 32 of which `QuickOdds` cannot tell them: as the others, but above their
+    // largest. scores: times 256. Their total is returned.
+    static float slow_odds(float* scores, int length, char* odds, int i) {
+        const int keys = up(length, 32);
+        __m512 top = _mm512_set1_ps(-3.4e38f), total = _mm512_setzero_ps();
+        for (int j = 0; j < keys; j += 16) {
+            const __m512 x = _mm512_mul_ps(_mm512_load_ps(scores + j), _mm512_set1_ps(1 / 256.f));
+            _mm512_store_ps(scores + j, x);
+            top = _mm512_mask_max_ps(top, mask_of(length - j), top, x);
+        }
+        const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+        char* to_tile = odds + size_t(i / 16) * (keys / 32) * TILE + i % 16 * 64;
+        for (int j = 0; j < keys; j += 32, to_tile += TILE) {
+            __m512 x, y;
+            odds_of(scores, j, length, most, x, y);
+            total = _mm512_add_ps(total, _mm512_add_ps(x, y));
+            _mm512_store_si512(to_tile, QuickOdds::placed(pack_bf16(x, y)));
+        }
+        return _mm512_reduce_add_ps(total);
     }
 
     // Softmax of Q K^T, times V, of one head of one text. q: its first row of what `project` made; the
@@ -328,7 +390,7 @@ struct Parts {
         const __m512i none = _mm512_setzero_si512();
         for (int j = 0; j < keys; j += 32)
             for (int i = 0; i < 16; ++i) {
-                const int one = j + 2 * i, two = one + 1;
+                const int one = j + QuickOdds::key(2 * i), two = one + 1;
                 char* row_out = values + size_t(j / 32) * (size / 16) * TILE + i * 64;
                 for (int d = 0; d < size; d += 16) {
                     __m512i low = none, high = none;
@@ -340,7 +402,7 @@ struct Parts {
 
         settle();
         const int queries = first ? 1 : length;
-        const __m512 low = _mm512_set1_ps(-3.4e38f);
+        const __mmask32 rest = quick.masks[length % 32];
         for (int begin = 0; begin < queries; begin += 32) {
             const int count = std::min(32, queries - begin);
             const bool two = count > 16;
@@ -365,23 +427,21 @@ struct Parts {
                 }
             }
             float inverse[32];
-            const int whole = length / 16 * 16;
-            const __mmask16 rest = __mmask16((1u << (length - whole)) - 1);
             for (int i = 0; i < count; ++i) {
                 float* line = scores + size_t(i) * keys;
-                __m512 top = low;
-                for (int j = 0; j < whole; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(line + j));
-                if (rest) top = _mm512_mask_max_ps(top, rest, top, _mm512_load_ps(line + whole));
-                const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-                __m512 total = _mm512_setzero_ps();
                 char* to_tile = odds + size_t(i / 16) * (keys / 32) * TILE + i % 16 * 64;
-                for (int j = 0; j < keys; j += 32) {
-                    __m512 x, y;
-                    odds_of(line, j, length, most, x, y);
-                    total = _mm512_add_ps(total, _mm512_add_ps(x, y));
-                    _mm512_store_si512(to_tile + size_t(j / 32) * TILE, pack_bf16(x, y));
+                __m512 sum = _mm512_setzero_ps();
+                int j = 0;
+                for (; j + 32 <= length; j += 32, to_tile += TILE) {
+                    const __m512i x = quick(line + j);
+                    sum = QuickOdds::add(sum, x), _mm512_store_si512(to_tile, x);
                 }
-                inverse[i] = 1.f / _mm512_reduce_add_ps(total);
+                if (j < length) {
+                    const __m512i x = _mm512_maskz_mov_epi16(rest, quick(line + j));
+                    sum = QuickOdds::add(sum, x), _mm512_store_si512(to_tile, x);
+                }
+                const float total = _mm512_reduce_add_ps(sum);
+                inverse[i] = 1.f / (QuickOdds::in_range(total) ? total : slow_odds(line, length, odds, i));
             }
             settle();
             alignas(64) float sums[32 * 32];
@@ -413,3 +473,5 @@ struct Parts {
         }
     }
 };
+
+#pragma GCC pop_options

@@ -148,7 +148,7 @@ struct PlainEncoder : Runner<PlainEncoder, PlainScratch> {
         const Shape& s = shape;
         const Places at(s);
         PlainLayer& layer = layers[number];
-        pack_panels(layer.qkv, s.hidden, 3 * s.context, w[0], w[1], s.hidden, at.of_three(), at.same(s.hidden), at.query_scale());
+        pack_panels(layer.qkv, s.hidden, 3 * s.context, w[0], w[1], s.hidden, at.of_three(), at.same(s.hidden), at.query_scale(1.f));
         pack_panels(layer.out, s.context, s.wide_hidden, w[2], w[3], s.heads * s.head_size, at.same(s.hidden), at.of_heads(), at.one());
         pack_panels(layer.up, s.hidden, s.wide_inner, w[4], w[5], s.hidden, at.same(s.inner), at.same(s.hidden), at.one());
         pack_panels(layer.down, s.inner, s.wide_hidden, w[6], w[7], s.inner, at.same(s.hidden), at.same(s.inner), at.one());

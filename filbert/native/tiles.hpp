@@ -195,9 +195,10 @@ struct Places {
         };
     }
     auto one() const { return [](int) { return 1.f; }; }
-    // the scale of the scores, and the change from e to 2 as the base of the softmax, go to the queries
-    auto query_scale() const {
-        const float scale = 1.44269504089f / std::sqrt(float(s.head_size));
+    // the scale of the scores, the change from e to 2 as the base of the softmax, and what a score is to be
+    // multiplied by, go to the queries
+    auto query_scale(float times) const {
+        const float scale = times * 1.44269504089f / std::sqrt(float(s.head_size));
         return [this, scale](int i) { return i / s.wide_head % 3 == 0 ? scale : 1.f; };
     }
 };

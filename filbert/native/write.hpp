@@ -301,26 +301,23 @@ struct Writer : Parts {
             const Side<bf16> past{own, own + values, row, head, b.path, size_t(b.room), nullptr, b.step + 1};
             attend(past, asked, hidden, b.beams, from, count, scores, put);
             sum(s, l.out, s.context.data, all, 0, l.out.count);
-            add_and_norm(s, l.out, l.norm1, 0, count, nullptr);
+            add_and_norm(s, l.out, l.norm1, 0, count, s.rows[0].data(), nullptr);
             multiply<false>(s, s.states.data, all, l.ask, 0, l.ask.count, ask);
             const size_t far = size_t(b.longest) * size;
             const Side<bf16> source{static_cast<const bf16*>(b.layers[3 * number + 1]), static_cast<const bf16*>(b.layers[3 * number + 2]),
                                     far * shape.heads, far, nullptr, 0, b.lengths, 0};
             attend(source, asked, hidden, b.beams, from, count, scores, put);
             sum(s, l.across, s.context.data, all, 0, l.across.count);
-            add_and_norm(s, l.across, l.norm2, 0, count, nullptr);
-            if (shape.activation == GELU) widen<GELU>(s, l.up, s.states.data, all, s.inner.data, 0, l.up.count);
-            else if (shape.activation == GELU_TANH) widen<GELU_TANH>(s, l.up, s.states.data, all, s.inner.data, 0, l.up.count);
-            else widen<RELU>(s, l.up, s.states.data, all, s.inner.data, 0, l.up.count);
-            sum(s, l.down, s.inner.data, all, 0, l.down.count);
-            add_and_norm(s, l.down, l.norm3, 0, count, nullptr);
+            add_and_norm(s, l.across, l.norm2, 0, count, s.rows[0].data(), nullptr);
+            feed(s, l.up, l.down, all);
+            add_and_norm(s, l.down, l.norm3, 0, count, s.rows[0].data(), nullptr);
         }
-        float* const sums_of = reinterpret_cast<float*>(s.sums.data);
+        float* const values = reinterpret_cast<float*>(s.sums.data);
         multiply<true>(s, s.states.data, all, transform, 0, transform.count, [&](const auto& sums, int i, int r, int panel) {
-            float* to = sums_of + size_t(r + i) * hidden + panel * WIDE;
+            float* to = values + size_t(r + i) * hidden + panel * WIDE;
             _mm512_store_ps(to, activate(sums.low(i), shape.activation)), _mm512_store_ps(to + 16, activate(sums.high(i), shape.activation));
         });
-        for (int r = 0; r < count; ++r) normalise(sums_of + size_t(r) * hidden, norm.data(), state(s, r), nullptr);
+        for (int r = 0; r < count; ++r) normalise(values + size_t(r) * hidden, norm.data(), state(s, r), nullptr);
         predict_words(b, s, from, count, all);
     }
 

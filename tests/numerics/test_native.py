@@ -1,7 +1,8 @@
 """The native encoder against its slow twin, `BertModel.forward` in float32.
 
 The tolerance is that of bfloat16 (docs/architecture.md): 2e-2 relative norm. Random weights are
-scaled up so that softmax and activations leave their flat parts.
+scaled up so that softmax and activations leave their flat parts; those of queries and keys more,
+since an even attention would hide which value belongs to which key.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ needs_native = pytest.mark.skipif(
     isinstance(library(), str), reason=f"no native encoder here: {library()}"
 )
 TOLERANCE = 2e-2
+INT8_TOLERANCE = 3e-2
+SHARP = 6 * 64  # by the hidden size; a wrong order of values then moves states by 0.27
 CPU = torch.device("cpu")
 
 PLAIN = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -51,6 +54,9 @@ def encoder(**values: Any) -> BertModel:
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3) if weight.dim() > 1 else weight.add_(0.1 * torch.randn_like(weight))
+        for layer in model.encoder.layer:
+            for part in (layer.attention.self.query, layer.attention.self.key):
+                part.weight.mul_(SHARP / model.config.hidden_size)
     return model
 
 
@@ -98,12 +104,12 @@ def test_int8_is_near_its_slow_twin(shape: str, int8: int) -> None:
             wanted = model(**given).last_hidden_state
         first = torch.cumsum(given["lengths"], 0) - given["lengths"]
         for threads in (1, 2):
-            assert distance(native(**given, threads=threads), wanted) < TOLERANCE, lengths
+            assert distance(native(**given, threads=threads), wanted) < INT8_TOLERANCE, lengths
             found = native(**given, first_only=True, threads=threads)
-            assert distance(found, wanted[first]) < TOLERANCE, lengths
+            assert distance(found, wanted[first]) < INT8_TOLERANCE, lengths
             found = native(**given, mean=True, threads=threads)
             means = torch.segment_reduce(wanted, "mean", lengths=given["lengths"], axis=0)
-            assert distance(found, means) < TOLERANCE, lengths
+            assert distance(found, means) < INT8_TOLERANCE, lengths
 
 
 @needs_native
@@ -129,6 +135,30 @@ def test_a_text_is_the_same_alone_and_in_a_batch() -> None:
                        given["token_type_ids"][part], threads=1)  # fmt: skip
         assert distance(alone, together[part]) < 1e-3
         start += length
+
+
+@needs_native
+@pytest.mark.parametrize("shift", [-1000.0, -130.0, -60.0, 0.0, 60.0, 88.0, 130.0, 1000.0])
+def test_scores_far_from_zero(shift: float) -> None:
+    # the same number added to all scores of a query changes no attention, however large it is: the
+    # first dimension of each head gives it, a query's 1 times a key's `shift`
+    model = encoder(**PLAIN)
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            for part, value in (
+                (layer.attention.self.query, 1.0),
+                (layer.attention.self.key, shift * 32**0.5),
+            ):
+                part.weight[::32] = 0
+                part.bias[::32] = value
+    given = batch([5, 1, 33, 64, 70, 32, 3], 99)
+    with torch.no_grad():
+        wanted = model(**given).last_hidden_state
+    assert wanted.isfinite().all()
+    for int8 in (0, 15):
+        for threads in (1, 2):
+            found = NativeEncoder(model, int8)(**given, threads=threads, chunk=128)
+            assert distance(found, wanted) < TOLERANCE
 
 
 @needs_native
