@@ -11,6 +11,7 @@ Run (needs `pip install 'filbert[demo,bench]'`; DIR holds glue/SST-2 and imdb):
     python benchmarks/engine.py --data DIR --json engine.json
     python benchmarks/engine.py --data DIR --single          # one text at a time instead
     python benchmarks/engine.py --data DIR --sentences 64 --passages 16 --rounds 1   # a quick look
+    python benchmarks/engine.py --data DIR --peers openvino  # sooner done: one peer alone
 
 Two models: all-MiniLM-L6-v2, and a BERT-base (12 layers of 768) whose weights are drawn at random:
 the speed is the same. Two sets of texts: 1,820 sentences of SST-2 (its dev set, then its first
@@ -143,7 +144,9 @@ def opened(folder: Path, threads: int, precision: str = "auto", core: str = "aut
     return predictor
 
 
-def all_arms(folder: Path, scratch: Path, threads: int) -> tuple[list[Any], list[Arm], list[str]]:
+def all_arms(
+    folder: Path, scratch: Path, threads: int, peers: list[str]
+) -> tuple[list[Any], list[Arm], list[str]]:
     """filbert's predictors, the one that chose by itself first; all arms, and those that are not
     here, in words."""
     ours = {"filbert": opened(folder, threads)}
@@ -155,11 +158,11 @@ def all_arms(folder: Path, scratch: Path, threads: int) -> tuple[list[Any], list
     arms = [bench.our_arm(predictor, name) for name, predictor in ours.items()]
     subject = bench.subject_of(ours["filbert"], scratch, threads)
     told: list[str] = []
-    for peer in PEERS:
+    for peer in peers:
         found, reason = arms_of(peer, subject)
         arms += found
         told += [reason] if reason else []
-    if importlib.util.find_spec("transformers") is not None:
+    if "transformers" in peers and importlib.util.find_spec("transformers") is not None:
         arms.append(as_they_come(subject))
     return list(ours.values()), arms, told
 
@@ -316,6 +319,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=default, help="holds glue/SST-2 and imdb")
     parser.add_argument("--models", nargs="+", default=["minilm", "base"],
                         choices=["minilm", "base"])  # fmt: skip
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS, help="(all)")
     parser.add_argument("--sentences", type=int, default=1820, help="of SST-2; 0: leave them out")
     parser.add_argument("--passages", type=int, default=370, help="of IMDB; 0: leave them out")
     parser.add_argument("--rounds", type=int, default=5)
@@ -343,7 +347,7 @@ def main() -> None:
         for model, where in models(given.models, Path(folder)):
             scratch = Path(folder) / f"graphs-{len(report['found'])}"
             scratch.mkdir()
-            ours, arms, told = all_arms(where, scratch, given.threads)
+            ours, arms, told = all_arms(where, scratch, given.threads, given.peers)
             print(f"## {model}: {bench.path_of(ours[0])}\n", flush=True)
             print("".join(f"left out: {text}\n" for text in told), end="")
             if given.single:

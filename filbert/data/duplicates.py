@@ -10,15 +10,17 @@ bands are compared, and one whose estimated Jaccard similarity reaches the thres
 duplicate. Bands have as many rows as still find nine in ten of the pairs at the threshold: eight
 for 0.8, which finds 95 %.
 
-Memory: 16 bytes for each document read, and with near duplicates 450 more for each kept one at 0.8
-(a signature of 256 bytes, 12 for each of 16 bands), twice that for a moment when tables grow.
+Memory: 16 bytes for each document read, and with near duplicates 128 more for each kept one at 0.8
+(8 for each of 16 bands), a sixteenth more for a moment when tables grow. Signatures, 256 bytes
+each, stay where the caller writes them, and those of candidates are read again.
 
-    near = NearDuplicates(0.8)
-    kept, _ = near.keep(sketch(ids, lengths, near.rows))         # (documents,) bool
+    near = NearDuplicates(0.8, signatures)
+    kept, remembered = near.keep(sketch(ids, lengths, near.rows))  # (documents,) bool
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,13 +31,15 @@ from filbert.data.packing import runs
 from filbert.errors import missing_extra
 
 U64 = NDArray[np.uint64]
+Keys = NDArray[np.uint64] | NDArray[np.uint32]
 
 VALUES = 128  # of a signature
 SHINGLE = 5  # tokens
 _SEED = 3  # of the signatures
 _CROWDED = 64  # documents under one key; more are not put there, so that templates cost no square
 _NOWHERE = np.uint64(0)  # the key of a band under which a document was not put
-_BLOCK = 1 << 16  # signatures in one piece of memory
+_BLOCK = 1 << 16  # signatures compared in one go
+_PARTS = 16  # of a table, by the first bits of the key: one at a time is merged
 # Odd numbers, to tell the places within a run of tokens apart.
 _FACTORS = np.array(
     [2 * n + 1 for n in (0x1F3A5C77, 0x2545F491, 0x3C6EF372, 0x5851F42D, 0x7F4A7C15)]
@@ -94,39 +98,52 @@ def sketch(ids: NDArray[Any], lengths: NDArray[np.int64], rows: int) -> Sketch:
 class SortedRuns:
     """A table key -> values for many keys at once: sorted arrays, merged as they grow.
 
-    A Python dictionary takes ten times the memory. `value` is the type of the values.
+    A Python dictionary takes ten times the memory. `value` is the type of the values; keys are
+    uint64, or uint32 in all calls, and should fill their range.
     """
 
     def __init__(self, value: type[np.generic]) -> None:
         self._value = value
-        self._runs: list[tuple[U64, NDArray[Any]]] = []
+        self._parts: list[list[tuple[Keys, NDArray[Any]]]] = [[] for _ in range(_PARTS)]
 
-    def add(self, keys: U64, values: NDArray[Any]) -> None:
+    def add(self, keys: Keys, values: NDArray[Any]) -> None:
         """Put in `values` (n,) under `keys` (n,); a key may have several."""
-        if not len(keys):
-            return
         order = np.argsort(keys, kind="stable")
-        run = keys[order], values[order].astype(self._value)
-        while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
-            other = self._runs.pop()
-            keys = np.concatenate([other[0], run[0]])
-            order = np.argsort(keys, kind="stable")  # two sorted halves: one pass
-            run = keys[order], np.concatenate([other[1], run[1]])[order]
-        self._runs.append(run)
-
-    def find(self, keys: U64) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """The pairs (place of the key in `keys`, value under it), in no particular order."""
-        queries, values = [np.zeros(0, np.int64)], [np.zeros(0, self._value)]
-        for known, under in self._runs:
-            left = np.searchsorted(known, keys)
-            hits = np.flatnonzero(known[np.minimum(left, len(known) - 1)] == keys)
-            if not len(hits):
+        keys, values = keys[order], values[order].astype(self._value)
+        for part, own in zip(self._parts, _slices(keys), strict=True):
+            if own.start == own.stop:
                 continue
-            left = left[hits]
-            counts = np.searchsorted(known, keys[hits], side="right") - left
-            queries.append(np.repeat(hits, counts))
-            values.append(under[runs(left, counts)])
+            run = keys[own].copy(), values[own].copy()
+            while part and len(part[-1][0]) < 2 * len(run[0]):
+                other = part.pop()
+                together = np.concatenate([other[0], run[0]])
+                order = np.argsort(together, kind="stable")  # two sorted halves: one pass
+                run = together[order], np.concatenate([other[1], run[1]])[order]
+            part.append(run)
+
+    def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The pairs (place of the key in `keys`, value under it), in no particular order."""
+        order = np.argsort(keys, kind="stable")
+        queries, values = [np.zeros(0, np.int64)], [np.zeros(0, self._value)]
+        for part, own in zip(self._parts, _slices(keys[order]), strict=True):
+            places = order[own]
+            for known, under in part:
+                left = np.searchsorted(known, keys[places])
+                hits = np.flatnonzero(known[np.minimum(left, len(known) - 1)] == keys[places])
+                if not len(hits):
+                    continue
+                left = left[hits]
+                counts = np.searchsorted(known, keys[places[hits]], side="right") - left
+                queries.append(np.repeat(places[hits], counts))
+                values.append(under[runs(left, counts)])
         return np.concatenate(queries), np.concatenate(values)
+
+
+def _slices(keys: Keys) -> list[slice]:
+    """Where the parts of a table stand among sorted keys."""
+    step = (int(np.iinfo(keys.dtype).max) + 1) // _PARTS
+    begins = np.searchsorted(keys, np.arange(_PARTS, dtype=np.uint64) * step).tolist()
+    return [slice(*ends) for ends in zip(begins, [*begins[1:], len(keys)], strict=True)]
 
 
 class EqualDocuments:
@@ -157,23 +174,29 @@ class EqualDocuments:
 
 
 class NearDuplicates:
-    """Which documents are nearly like a kept one."""
+    """Which documents are nearly like a kept one.
 
-    def __init__(self, threshold: float) -> None:
+    `signatures(numbers)`, given numbers (n,) of kept documents in the order in which they were
+    kept, returns the signatures (n, 128) uint16 that `keep` handed out for them.
+    """
+
+    def __init__(
+        self, threshold: float, signatures: Callable[[NDArray[np.int64]], NDArray[np.uint16]]
+    ) -> None:
         self.threshold, self.rows = threshold, rows_of_bands(threshold)
+        self._signatures = signatures
         self._table = SortedRuns(np.uint32)
-        self._blocks: list[NDArray[np.uint16]] = []
         self.documents = 0  # kept ones
 
     def keep(self, found: Sketch) -> tuple[NDArray[np.bool_], Sketch]:
-        """(documents,) False for each that is nearly like an earlier kept one; and what is
-        remembered of the others, for `remember`.
+        """(documents,) False for each that is nearly like an earlier kept one; and of the others
+        the keys for `remember` and the signatures, which must be at hand for the next call.
 
         Looks at documents in their order: what is like a left-out document only, stays.
         """
         keys, values = found
         bands = keys.shape[1]
-        flat = keys.ravel()
+        flat = _short(keys.ravel())
         queries, others = self._table.find(flat)
         pairs = np.unique(
             (queries // bands).astype(np.uint64) << np.uint64(32) | others.astype(np.uint64)
@@ -187,7 +210,7 @@ class NearDuplicates:
         self._among_themselves(keys, values, kept)
         crowd = np.bincount(queries, minlength=len(flat)).reshape(keys.shape)
         remembered = Sketch(np.where(crowd < _CROWDED, keys, _NOWHERE)[kept], values[kept])
-        self.remember(remembered)
+        self.remember(remembered.keys)
         return kept, remembered
 
     def _among_themselves(
@@ -211,27 +234,14 @@ class NearDuplicates:
     def _alike(self, one: NDArray[np.uint16], other: NDArray[np.uint16]) -> NDArray[np.bool_]:
         return (one == other).mean(axis=-1) >= self.threshold
 
-    def _signatures(self, numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
-        rows = np.empty((len(numbers), VALUES), dtype=np.uint16)
-        blocks = numbers // _BLOCK
-        for block in np.unique(blocks):
-            here = blocks == block
-            rows[here] = self._blocks[block][numbers[here] % _BLOCK]
-        return rows
+    def remember(self, keys: U64) -> None:
+        """Take documents for kept, by the keys (documents, bands) that `keep` handed out."""
+        numbers = np.arange(self.documents, self.documents + len(keys))
+        put = keys != _NOWHERE
+        self._table.add(_short(keys[put]), np.broadcast_to(numbers[:, None], put.shape)[put])
+        self.documents += len(keys)
 
-    def remember(self, found: Sketch) -> None:
-        """Take documents for kept, as `keep` remembered them."""
-        numbers = np.arange(self.documents, self.documents + len(found.keys))
-        put = found.keys != _NOWHERE
-        self._table.add(found.keys[put], np.broadcast_to(numbers[:, None], put.shape)[put])
-        self._append(found.values)
 
-    def _append(self, values: NDArray[np.uint16]) -> None:
-        while len(values):
-            room = self.documents % _BLOCK
-            if not room:
-                self._blocks.append(np.empty((_BLOCK, VALUES), dtype=np.uint16))
-            part = values[: _BLOCK - room]
-            self._blocks[-1][room : room + len(part)] = part
-            self.documents += len(part)
-            values = values[len(part) :]
+def _short(keys: U64) -> NDArray[np.uint32]:
+    """Half of each key: enough for candidates, whose signatures are compared anyway."""
+    return (keys >> np.uint64(32)).astype(np.uint32)

@@ -24,6 +24,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,12 @@ class _Gatherer:
 
     def __post_init__(self) -> None:
         self.equal = EqualDocuments()
-        self.near = NearDuplicates(self.options.near) if self.options.near else None
         state = self.state or {}
         self.streams = Streams(self.out / WORK, state.get("lengths", {}))
+        self.near: NearDuplicates | None = None
+        if self.options.near:
+            kept = partial(self.streams.rows, "near.values", "<u2", VALUES)
+            self.near = NearDuplicates(self.options.near, kept)
         if not state:
             return
         self.place = Place(*state["place"])
@@ -233,10 +237,9 @@ class _Gatherer:
         if "hashes" in self.streams.lengths:
             self.equal.remember(self.streams.read("hashes", "<u8").reshape(-1, 2))
         if self.near is not None and "near.keys" in self.streams.lengths:
-            bands = VALUES // self.near.rows
-            keys = self.streams.read("near.keys", "<u8").reshape(-1, bands)
-            values = self.streams.read("near.values", "<u2").reshape(-1, VALUES)
-            self.near.remember(Sketch(keys, values))
+            for block in self.streams.blocks("near.keys"):
+                keys = np.frombuffer(block, "<u8").reshape(-1, VALUES // self.near.rows)
+                self.near.remember(keys)
 
     def take(self, chunk: Chunk, place: Place) -> None:
         """Append the documents of a chunk that are no duplicates; `place`: where it ends."""

@@ -28,7 +28,7 @@ from filbert.layout import strict_json
 
 WORK = ".work"
 STATE = "state.json"
-_BLOCK = 1 << 20  # bytes copied in one go; divisible by 8
+_BLOCK = 1 << 20  # bytes copied in one go; divisible by 8, and by the keys of a document
 
 
 class Streams:
@@ -69,6 +69,14 @@ class Streams:
         """All that a file holds."""
         self._flush(name)
         return np.fromfile(self.folder / name, dtype=dtype, count=self.count(name, dtype))
+
+    def rows(self, name: str, dtype: str, width: int, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Some of the rows (n, width) that a file holds, without what lies between in memory."""
+        if not len(numbers):
+            return np.zeros((0, width), dtype)
+        self._flush(name)
+        shape = self.count(name, dtype) // width, width
+        return np.array(np.memmap(self.folder / name, dtype, mode="r", shape=shape)[numbers])
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """All that a file holds, a piece at a time."""

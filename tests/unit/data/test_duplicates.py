@@ -39,6 +39,24 @@ def changed(text: list[int], words: int, draw: random.Random) -> list[int]:
     return copy
 
 
+class Table:
+    """Near duplicates whose signatures are kept in memory."""
+
+    def __init__(self, threshold: float) -> None:
+        self.values = np.zeros((0, 128), np.uint16)
+        self.near = NearDuplicates(threshold, lambda numbers: self.values[numbers])
+        self.rows = self.near.rows
+
+    def keep(self, found: Sketch) -> tuple[np.ndarray, Sketch]:
+        kept, remembered = self.near.keep(found)
+        self.values = np.concatenate([self.values, remembered.values])
+        return kept, remembered
+
+    def remember(self, log: list[Sketch]) -> None:
+        self.near.remember(np.concatenate([part.keys for part in log]))
+        self.values = np.concatenate([part.values for part in log])
+
+
 def test_rows_of_bands_by_hand() -> None:
     # 1 - (1 - 0.8**8)**16 = 0.947, but 1 - (1 - 0.8**16)**8 = 0.204
     assert rows_of_bands(0.8) == 8
@@ -68,12 +86,12 @@ def test_near_duplicates_go_and_the_first_stays() -> None:
     far = [changed(text, 200, draw) for text in base]
     assert min(jaccard(a, b) for a, b in zip(base, near, strict=True)) > 0.85
     assert max(jaccard(a, b) for a, b in zip(base, far, strict=True)) < 0.5
-    table = NearDuplicates(0.8)
+    table = Table(0.8)
     first, _ = table.keep(sketch(*documents_of(base + near[:15]), table.rows))
     assert first.tolist() == [True] * 30 + [False] * 15  # within one call
     second, _ = table.keep(sketch(*documents_of(near[15:] + far), table.rows))
     assert second.tolist() == [False] * 15 + [True] * 30  # and across calls
-    assert table.documents == 60
+    assert table.near.documents == 60
 
 
 def test_other_chunks_and_a_resumed_table_decide_the_same() -> None:
@@ -81,9 +99,9 @@ def test_other_chunks_and_a_resumed_table_decide_the_same() -> None:
     template = [draw.randrange(50_000) for _ in range(80)]
     texts = [changed(template, draw.randrange(12), draw) for _ in range(300)]
     found = sketch(*documents_of(texts), rows_of_bands(0.7))
-    whole, _ = NearDuplicates(0.7).keep(found)
+    whole, _ = Table(0.7).keep(found)
     assert 20 < whole.sum() < 280
-    table = NearDuplicates(0.7)
+    table = Table(0.7)
     kept: list[bool] = []
     log: list[Sketch] = []
     for begin in range(0, 300, 50):
@@ -91,39 +109,40 @@ def test_other_chunks_and_a_resumed_table_decide_the_same() -> None:
         kept += own.tolist()
         log.append(remembered)
         # what an interrupted call wrote down is enough to go on
-        table = NearDuplicates(0.7)
-        table.remember(Sketch(*map(np.concatenate, zip(*log, strict=True))))
+        table = Table(0.7)
+        table.remember(log)
     assert kept == whole.tolist()
 
 
 def test_short_documents() -> None:
     found = sketch(*documents_of([[1, 2], [1, 2], [2, 1], [7], [1, 2, 3, 4, 5]]), 8)
-    kept, _ = NearDuplicates(0.8).keep(found)
+    kept, _ = Table(0.8).keep(found)
     assert kept.tolist() == [True, False, True, True, True]
 
 
 def test_many_of_one_template_do_not_crowd_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_CROWDED", 2)
     values = np.random.default_rng(0).integers(0, 65_536, (5, 128)).astype(np.uint16)
-    keys = np.full((5, 16), 9, dtype=np.uint64)
-    table = NearDuplicates(0.8)
+    keys = np.full((5, 16), 9 << 32, dtype=np.uint64)  # half of a key counts
+    table = Table(0.8)
     for row in range(5):
         table.keep(Sketch(keys[row : row + 1], values[row : row + 1]))
-    queries, _ = table._table.find(np.array([9], dtype=np.uint64))
+    queries, _ = table.near._table.find(np.array([9], dtype=np.uint32))
     assert len(queries) == 16  # a first document's sixteen entries are above the limit at once
-    assert table.documents == 5
+    assert table.near.documents == 5
 
 
-def test_sorted_runs_against_a_dictionary() -> None:
+@pytest.mark.parametrize(("kind", "step"), [(np.uint64, 1), (np.uint64, 2**58), (np.uint32, 2**26)])
+def test_sorted_runs_against_a_dictionary(kind: type[np.unsignedinteger], step: int) -> None:
     draw = np.random.default_rng(3)
     table, known = SortedRuns(np.uint32), dict[int, list[int]]()
     for size in (1, 5, 0, 200, 3, 50, 50, 50, 1):
-        keys = draw.integers(0, 60, size).astype(np.uint64)
+        keys = draw.integers(0, 60, size).astype(kind) * kind(step)
         values = draw.integers(0, 1000, size)
         table.add(keys, values)
         for key, value in zip(keys.tolist(), values.tolist(), strict=True):
             known.setdefault(key, []).append(value)
-        asked = draw.integers(0, 80, 40).astype(np.uint64)
+        asked = draw.integers(0, 64, 40).astype(kind) * kind(step)
         queries, found = table.find(asked)
         expected = [(i, v) for i, key in enumerate(asked.tolist()) for v in known.get(key, [])]
         assert sorted(zip(queries.tolist(), found.tolist(), strict=True)) == sorted(expected)
