@@ -297,6 +297,26 @@ def interrupted(given: PrepareOptions, monkeypatch: pytest.MonkeyPatch, *, after
             prepare(given, quiet=True)
 
 
+def test_near_copies_of_documents_from_before_a_break_are_known(
+    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(7)
+    texts = [" ".join(draw.choice(WORDS) for _ in range(120)) + "." for _ in range(300)]
+    near = [text.rsplit(" ", 2)[0] + " " + WORDS[0] + "." for text in texts]
+    corpus = write(tmp_path / "c.jsonl", [*texts, *near])
+    whole = prepare(options(corpus, vocab, tmp_path / "whole"), quiet=True)
+    assert whole.counts.near_duplicates + whole.counts.duplicates == 300
+    assert whole.counts.near_duplicates > 250
+    given = options(corpus, vocab, tmp_path / "broken")
+    interrupted(given, monkeypatch, after=300)
+    # what was appended after the last note does not count
+    for name in ("near.keys", "near.values"):
+        with open(tmp_path / "broken" / ".work" / name, "ab") as file:
+            file.write(b"\x01" * 100)
+    prepare(given, quiet=True)
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
 def test_a_changed_corpus_or_option_is_refused(
     tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
