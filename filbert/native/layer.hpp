@@ -204,24 +204,29 @@ struct Parts {
         for (int r = begin; r < end; ++r) {
             const char* from = tiles + size_t(r / 16) * blocks * TILE + r % 16 * 64;
             char* to = s.small.data + size_t(r / 16) * small_blocks * TILE + r % 16 * 64;
-            __m512 most = _mm512_setzero_ps();
+            __m512i most = _mm512_setzero_si512();  // without their signs bfloat16 stand in the order of whole numbers
             for (int i = 0; i < blocks; ++i) {
-                const char* at = from + size_t(i) * TILE;
-                most = _mm512_max_ps(most, _mm512_max_ps(_mm512_abs_ps(load_bf16(at)), _mm512_abs_ps(load_bf16(at + 32))));
+                const __m512i x = _mm512_load_si512(from + size_t(i) * TILE);
+                most = _mm512_max_epu16(most, _mm512_and_si512(x, _mm512_set1_epi16(0x7fff)));
             }
-            const float largest = _mm512_reduce_max_ps(most);
+            const __m512i ends = _mm512_max_epu32(_mm512_srli_epi32(most, 16), _mm512_and_si512(most, _mm512_set1_epi32(0xffff)));
+            const uint32_t bits = _mm512_reduce_max_epu32(ends) << 16;
+            float largest;
+            std::memcpy(&largest, &bits, 4);
             s.scales[r] = largest / 127.f;
             const __m512 inverse = _mm512_set1_ps(largest > 0.f ? 127.f / largest : 0.f);
-            for (int i = 0; i < blocks; ++i) {
-                const char* at = from + size_t(i) * TILE;
-                char* place = to + size_t(i / 2) * TILE + i % 2 * 32;
-                const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(at), inverse));
-                const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(at + 32), inverse));
-                _mm_store_si128(reinterpret_cast<__m128i*>(place), _mm512_cvtsepi32_epi8(low));
-                _mm_store_si128(reinterpret_cast<__m128i*>(place + 16), _mm512_cvtsepi32_epi8(high));
-            }
-            if (blocks % 2) {
-                _mm256_store_si256(reinterpret_cast<__m256i*>(to + size_t(blocks / 2) * TILE + 32), _mm256_setzero_si256());
+            auto whole = [&](const char* at) {  // 32 numbers of 16 bits
+                const __m512i x = _mm512_load_si512(at);
+                const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+                const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
+                return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_cvtps_epi32(_mm512_mul_ps(even, inverse)),
+                                               _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(odd, inverse)), 16));
+            };
+            const __m512i order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+            for (int i = 0; i < blocks; i += 2) {
+                const __m512i low = whole(from + size_t(i) * TILE);
+                const __m512i high = i + 1 < blocks ? whole(from + size_t(i + 1) * TILE) : _mm512_setzero_si512();
+                _mm512_store_si512(to + size_t(i / 2) * TILE, _mm512_permutexvar_epi64(order, _mm512_packs_epi16(low, high)));
             }
         }
     }
