@@ -203,13 +203,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     train = first_rows(find(given.data, "train-v1.1.json"), given.rows)
     dev = first_rows(find(given.data, "dev-v1.1.json"), given.dev_rows)
     runs: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         for arm in ("filbert", "transformers")[:: -1 if seed % 2 else 1]:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
