@@ -262,20 +262,41 @@ def test_the_fastest_way_is_taken() -> None:
     assert measure.pick(measure.Arm("x", ways, len), ["a"]) == "fast"
 
 
-def test_waiting_counts() -> None:
-    """Ten texts at once, each call 5 ms for up to 32 of them: the queue is answered in one or two
-    calls, and nobody waits less than a call takes."""
+class Clock:
+    """Time that passes by sleeping alone, in place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_waiting_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten texts within microseconds, each call 5 ms for all that wait: the first text alone, then
+    the nine others. Of texts 50 ms apart none waits for another but by chance."""
+    clock = Clock()
+    monkeypatch.setattr(measure, "time", clock)
     calls: list[int] = []
 
     def answer(rows: Any) -> None:
         calls.append(len(rows))
-        time.sleep(0.005)
+        clock.sleep(0.005)
 
     waits, busy = measure.at_rate(answer, list(range(10)), rate=1e6, seed=0)
-    assert sum(calls) == 10 and len(calls) <= 3
-    assert min(waits) >= 0.004 and 0.5 < busy <= 1
+    arrivals = np.cumsum(np.random.Generator(np.random.PCG64(0)).exponential(1e-6, 10))
+    assert calls == [1, 9]
+    assert waits[0] == pytest.approx(0.005)
+    assert waits[1:] == pytest.approx(arrivals[0] + 0.01 - arrivals[1:])
+    assert busy == pytest.approx(0.01 / (0.01 + arrivals[0]))
+    begin = clock.now
     waits, busy = measure.at_rate(answer, list(range(4)), rate=20.0, seed=0)
-    assert busy < 0.9
+    assert min(waits) == pytest.approx(0.005) and max(waits) < 0.01
+    assert busy == pytest.approx(0.005 * (len(calls) - 2) / (clock.now - begin))
+    assert busy < 0.3
 
 
 def test_arrivals_are_those_of_the_seed() -> None:
