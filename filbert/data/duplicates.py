@@ -208,8 +208,9 @@ class NearDuplicates:
             theirs = self._signatures(known[part].astype(np.int64))
             kept[mine[part][self._alike(values[mine[part]], theirs)]] = False
         self._among_themselves(keys, values, kept)
-        crowd = np.bincount(queries, minlength=len(flat)).reshape(keys.shape)
-        remembered = Sketch(np.where(crowd < _CROWDED, keys, _NOWHERE)[kept], values[kept])
+        crowd = np.bincount(queries, minlength=len(flat)).reshape(keys.shape)[kept]
+        crowd += _ranks(keys[kept].ravel()).reshape(crowd.shape)
+        remembered = Sketch(np.where(crowd < _CROWDED, keys[kept], _NOWHERE), values[kept])
         self.remember(remembered.keys)
         return kept, remembered
 
@@ -229,7 +230,8 @@ class NearDuplicates:
                 kept[document] = False
                 continue
             for key in mine:
-                groups.setdefault(key, []).append(int(document))
+                if len(group := groups.setdefault(key, [])) < _CROWDED:
+                    group.append(int(document))
 
     def _alike(self, one: NDArray[np.uint16], other: NDArray[np.uint16]) -> NDArray[np.bool_]:
         return (one == other).mean(axis=-1) >= self.threshold
@@ -240,6 +242,15 @@ class NearDuplicates:
         put = keys != _NOWHERE
         self._table.add(_short(keys[put]), np.broadcast_to(numbers[:, None], put.shape)[put])
         self.documents += len(keys)
+
+
+def _ranks(keys: U64) -> NDArray[np.int64]:
+    """Of each key (n,) how many equal ones stand before it."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    ranks = np.empty(len(keys), np.int64)
+    ranks[order] = np.arange(len(keys)) - np.searchsorted(ordered, ordered)
+    return ranks
 
 
 def _short(keys: U64) -> NDArray[np.uint32]:

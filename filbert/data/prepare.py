@@ -237,8 +237,15 @@ class _Gatherer:
         if "hashes" in self.streams.lengths:
             self.equal.remember(self.streams.read("hashes", "<u8").reshape(-1, 2))
         if self.near is not None and "near.keys" in self.streams.lengths:
+            keys_of_one = VALUES // self.near.rows
+            found = self.streams.count("near.keys", "<u8"), self.streams.count("near.values", "<u2")
+            if found[0] % keys_of_one or found[0] // keys_of_one * VALUES != found[1]:
+                raise FilbertError(
+                    f"near.keys and near.values in {self.out / WORK} do not fit each other: the "
+                    "unfinished work is damaged. Start again with --overwrite"
+                )
             for block in self.streams.blocks("near.keys"):
-                keys = np.frombuffer(block, "<u8").reshape(-1, VALUES // self.near.rows)
+                keys = np.frombuffer(block, "<u8").reshape(-1, keys_of_one)
                 self.near.remember(keys)
 
     def take(self, chunk: Chunk, place: Place) -> None:

@@ -120,16 +120,41 @@ def test_short_documents() -> None:
     assert kept.tolist() == [True, False, True, True, True]
 
 
-def test_many_of_one_template_do_not_crowd_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_many_of_one_template_do_not_crowd_a_key(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     monkeypatch.setattr(duplicates, "_CROWDED", 2)
     values = np.random.default_rng(0).integers(0, 65_536, (5, 128)).astype(np.uint16)
     keys = np.full((5, 16), 9 << 32, dtype=np.uint64)  # half of a key counts
+    keys[:, 1:] += np.arange(1, 16, dtype=np.uint64) << np.uint64(40)
     table = Table(0.8)
-    for row in range(5):
-        table.keep(Sketch(keys[row : row + 1], values[row : row + 1]))
-    queries, _ = table.near._table.find(np.array([9], dtype=np.uint32))
-    assert len(queries) == 16  # a first document's sixteen entries are above the limit at once
+    for row in range(0, 5, at_once):
+        kept, _ = table.keep(Sketch(keys[row : row + at_once], values[row : row + at_once]))
+        assert kept.all()
+    _, documents = table.near._table.find(np.array([9], dtype=np.uint32))
+    assert sorted(documents.tolist()) == [0, 1]
     assert table.near.documents == 5
+
+
+def test_templates_cost_no_square() -> None:
+    draw = np.random.default_rng(0)
+    common = draw.integers(0, 50_000, 7).tolist()
+    texts = [[*common, *draw.integers(0, 50_000, 3).tolist()] for _ in range(3000)]
+    table = Table(0.5)
+    compared: list[int] = []
+    alike = table.near._alike
+
+    def counted(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        compared.append(len(other))
+        return alike(one, other)
+
+    table.near._alike = counted  # type: ignore[method-assign]
+    for _ in range(2):
+        kept, _ = table.keep(sketch(*documents_of(texts), table.near.rows))
+        texts = [[*common, *draw.integers(0, 50_000, 3).tolist()] for _ in range(3000)]
+        assert kept.sum() > 2500  # Jaccard is a third
+    assert sum(compared) < 4_000_000  # 64 of a band at most; without that limit 18,000,000
 
 
 @pytest.mark.parametrize(("kind", "step"), [(np.uint64, 1), (np.uint64, 2**58), (np.uint32, 2**26)])

@@ -301,18 +301,26 @@ def test_near_copies_of_documents_from_before_a_break_are_known(
     tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(7)
-    texts = [" ".join(draw.choice(WORDS) for _ in range(120)) + "." for _ in range(300)]
+    texts = [" ".join(draw.choice(WORDS) for _ in range(120)) + "." for _ in range(1000)]
     near = [text.rsplit(" ", 2)[0] + " " + WORDS[0] + "." for text in texts]
     corpus = write(tmp_path / "c.jsonl", [*texts, *near])
     whole = prepare(options(corpus, vocab, tmp_path / "whole"), quiet=True)
-    assert whole.counts.near_duplicates + whole.counts.duplicates == 300
-    assert whole.counts.near_duplicates > 250
+    assert whole.counts.near_duplicates + whole.counts.duplicates == 1000
+    assert whole.counts.near_duplicates > 900
     given = options(corpus, vocab, tmp_path / "broken")
-    interrupted(given, monkeypatch, after=300)
+    interrupted(given, monkeypatch, after=700)
     # what was appended after the last note does not count
     for name in ("near.keys", "near.values"):
         with open(tmp_path / "broken" / ".work" / name, "ab") as file:
             file.write(b"\x01" * 100)
+    state = tmp_path / "broken" / ".work" / "state.json"
+    whole_state = state.read_text("utf-8")
+    noted = json.loads(whole_state)
+    noted["lengths"]["near.values"] //= 2
+    state.write_text(json.dumps(noted), "utf-8")
+    with pytest.raises(FilbertError, match="do not fit each other"):
+        prepare(given, quiet=True)
+    state.write_text(whole_state, "utf-8")
     prepare(given, quiet=True)
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
