@@ -137,7 +137,7 @@ def test_many_of_one_template_do_not_crowd_a_key(
     assert table.near.documents == 5
 
 
-def test_templates_cost_no_square() -> None:
+def test_templates_cost_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     common = draw.integers(0, 50_000, 7).tolist()
     texts = [[*common, *draw.integers(0, 50_000, 3).tolist()] for _ in range(3000)]
@@ -149,7 +149,7 @@ def test_templates_cost_no_square() -> None:
         compared.append(len(other))
         return alike(one, other)
 
-    table.near._alike = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(table.near, "_alike", counted)
     for _ in range(2):
         kept, _ = table.keep(sketch(*documents_of(texts), table.near.rows))
         texts = [[*common, *draw.integers(0, 50_000, 3).tolist()] for _ in range(3000)]
