@@ -48,7 +48,7 @@ from filbert.data.prepare_folder import (
     refuse_changes,
 )
 from filbert.data.prepare_options import FREE, PrepareOptions
-from filbert.data.prepare_work import WORK, Streams, read_state, write_shard
+from filbert.data.prepare_work import WORK, Record, State, Streams, read_state, write_shard
 from filbert.data.shards import (
     FORMAT,
     MANIFEST,
@@ -168,7 +168,7 @@ def _prepare(
     if state is None:
         clear_shards(out)  # of a call that was killed before it noted anything
     else:
-        refuse_changes(state["record"], record, out)
+        refuse_changes(state.record.model_dump(), record, out)
     plan = ChunkPlan(
         vocab=str(work / VOCAB),
         markup=options.markup,
@@ -214,7 +214,7 @@ class _Gatherer:
     out: Path
     token_type: str
     record: dict[str, Any]
-    state: dict[str, Any] | None
+    state: State | None
     place: Place = _BEGIN
     counts: Counts = field(default_factory=lambda: Counts())
     sources: dict[str, int] = field(default_factory=dict)
@@ -222,28 +222,22 @@ class _Gatherer:
 
     def __post_init__(self) -> None:
         self.equal = EqualDocuments()
-        state = self.state or {}
-        self.streams = Streams(self.out / WORK, state.get("lengths", {}))
+        state = self.state
+        self.streams = Streams(self.out / WORK, state.streams if state else {})
         self.near: NearDuplicates | None = None
         if self.options.near:
             kept = partial(self.streams.rows, "near.values", "<u2", VALUES)
             self.near = NearDuplicates(self.options.near, kept)
-        if not state:
+        if state is None:
             return
-        self.place = Place(*state["place"])
-        self.counts = Counts(**state["counts"])
-        self.sources = {name: number for number, name in enumerate(state["sources"])}
-        self.shards = [ShardEntry(**entry) for entry in state["shards"]]
-        if "hashes" in self.streams.lengths:
+        self.place = Place(*state.place)
+        self.counts = state.counts
+        self.sources = {name: number for number, name in enumerate(state.sources)}
+        self.shards = state.shards
+        if self.streams.length("hashes"):
             self.equal.remember(self.streams.read("hashes", "<u8").reshape(-1, 2))
-        if self.near is not None and "near.keys" in self.streams.lengths:
+        if self.near is not None and self.streams.length("near.keys"):
             keys_of_one = VALUES // self.near.rows
-            found = self.streams.count("near.keys", "<u8"), self.streams.count("near.values", "<u2")
-            if found[0] % keys_of_one or found[0] // keys_of_one * VALUES != found[1]:
-                raise FilbertError(
-                    f"near.keys and near.values in {self.out / WORK} do not fit each other: the "
-                    "unfinished work is damaged. Start again with --overwrite"
-                )
             for block in self.streams.blocks("near.keys"):
                 keys = np.frombuffer(block, "<u8").reshape(-1, keys_of_one)
                 self.near.remember(keys)
@@ -318,13 +312,14 @@ class _Gatherer:
     def commit(self) -> None:
         """Make all so far last."""
         self.streams.commit(
-            {
-                "record": self.record,
-                "place": list(self.place),
-                "counts": self.counts.model_dump(),
-                "sources": list(self.sources),
-                "shards": [entry.model_dump() for entry in self.shards],
-            }
+            State(
+                record=Record(**self.record),
+                place=list(self.place),
+                counts=self.counts,
+                sources=list(self.sources),
+                shards=self.shards,
+                streams=self.streams.noted,
+            )
         )
 
 

@@ -78,8 +78,8 @@ def goes_on(folder: Path, record: dict[str, Any]) -> bool:
             state = read_state(folder / WORK)
             if state is None:
                 return False
-            Streams(folder / WORK, state["lengths"])
-            before = state["record"]
+            Streams(folder / WORK, state.streams)
+            before = state.record.model_dump()
         refuse_changes(before, record, folder)
     except (FilbertError, KeyError, TypeError, AttributeError):
         return False

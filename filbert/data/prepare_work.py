@@ -2,10 +2,10 @@
 
 Under `.work/` every stream of the open shards, and what is remembered of documents to know their
 duplicates, is appended to a file of its own. Now and then all are forced to the disk and
-`state.json` notes their lengths and the place in the corpus, in one atomic write. Killed at any
-moment, the next call cuts the files back to the noted lengths and goes on from there; what it then
-appends is what would have been appended. A full shard is written beside, put into its place by one
-rename, and its streams begin anew.
+`state.json` notes their lengths, their checksums and the place in the corpus, in one atomic write.
+Killed at any moment, the next call cuts the files back to the noted lengths, refuses those whose
+bytes are others, and goes on from there; what it then appends is what would have been appended. A
+full shard is written beside, put into its place by one rename, and its streams begin anew.
 """
 
 from __future__ import annotations
@@ -14,37 +14,75 @@ import contextlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from filbert.atomic import cannot_write, replace_folder, write_file
-from filbert.data.shards import FILES, ShardEntry, Split, digest
+from filbert.data.shards import FILES, Counts, ShardEntry, Split, digest
 from filbert.errors import FilbertError
-from filbert.layout import strict_json
+from filbert.layout import plain, strict_json
 
 WORK = ".work"
 STATE = "state.json"
 _BLOCK = 1 << 20  # bytes copied in one go; divisible by 8, and by the keys of a document
 
 
+class Record(BaseModel):
+    """What decides on the bytes that a call writes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    filbert: str
+    vocab_size: int = Field(ge=1)
+    vocab_sha256: str
+    options: dict[str, Any]
+
+
+class Stream(BaseModel):
+    """How much of a stream counts: bytes, and their CRC-32."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    length: int = Field(default=0, ge=0)
+    sum: int = Field(default=0, ge=0, lt=1 << 32)
+
+
+class State(BaseModel):
+    """`state.json`: how far a call was. `place`: see `Place` in prepare_feed.py."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    record: Record
+    place: list[int] = Field(min_length=3, max_length=3)
+    counts: Counts
+    sources: list[str]
+    shards: list[ShardEntry]
+    streams: dict[str, Stream]
+
+
 class Streams:
     """Files under `folder` that only grow. `append` writes, `commit` makes it last."""
 
-    def __init__(self, folder: Path, lengths: dict[str, int]) -> None:
-        """Cut the files back to `lengths` bytes; files without an entry are emptied."""
+    def __init__(self, folder: Path, noted: dict[str, Stream]) -> None:
+        """Go on from what was `noted`, reading it once: files are cut back to their length, those
+        without an entry are emptied. Raises `FilbertError` for a file that is not what it was."""
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
-        self.lengths = dict(lengths)
-        for name, length in lengths.items():
-            path = folder / name
-            if length and (not path.is_file() or path.stat().st_size < length):
+        self.noted = {name: stream.model_copy() for name, stream in noted.items()}
+        for name, stream in noted.items():
+            path, left, found = folder / name, stream.length, 0
+            for block in self.blocks(name) if left and path.is_file() else ():
+                left, found = left - len(block), zlib.crc32(block, found)
+            if left or found != stream.sum:
                 raise FilbertError(
-                    f"{path} is shorter than it was: the unfinished work is damaged. "
-                    "Start again with --overwrite"
+                    f"{path} is {'shorter than it was' if left else 'not as it was written'}: the "
+                    "unfinished work is damaged. Start again with --overwrite"
                 )
 
     def _open(self, name: str) -> BinaryIO:
@@ -52,18 +90,21 @@ class Streams:
             path = self.folder / name
             with writing(path):
                 file: BinaryIO = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-                file.truncate(self.lengths.get(name, 0))
+                file.truncate(self.length(name))
                 file.seek(0, os.SEEK_END)
             self._files[name] = file
-            self.lengths.setdefault(name, 0)
+            self.noted.setdefault(name, Stream())
         return self._files[name]
 
     def append(self, name: str, array: NDArray[Any]) -> None:
         """Add the bytes of `array`, little-endian."""
         file = self._open(name)
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         with writing(self.folder / name):
-            file.write(np.ascontiguousarray(array).data)
-        self.lengths[name] += array.nbytes
+            file.write(content)
+        stream = self.noted[name]
+        stream.length += array.nbytes
+        stream.sum = zlib.crc32(content, stream.sum)
 
     def read(self, name: str, dtype: Any) -> NDArray[Any]:
         """All that a file holds."""
@@ -82,35 +123,38 @@ class Streams:
         """All that a file holds, a piece at a time."""
         self._flush(name)
         with open(self.folder / name, "rb") as file:
-            left = self.lengths.get(name, 0)
+            left = self.length(name)
             while left and (block := file.read(min(_BLOCK, left))):
                 left -= len(block)
                 yield block
 
     def count(self, name: str, dtype: Any) -> int:
         """How many elements a file holds."""
-        return self.lengths.get(name, 0) // np.dtype(dtype).itemsize
+        return self.length(name) // np.dtype(dtype).itemsize
+
+    def length(self, name: str) -> int:
+        """How many bytes a file holds."""
+        return self.noted[name].length if name in self.noted else 0
 
     def empty(self, prefix: str) -> None:
         """Begin the files of a prefix anew."""
-        for name in [name for name in self.lengths if name.startswith(prefix)]:
+        for name in [name for name in self.noted if name.startswith(prefix)]:
             if name in self._files:
                 self._files.pop(name).close()
-            self.lengths[name] = 0
+            self.noted[name] = Stream()
 
     def _flush(self, name: str) -> None:
         if name in self._files:
             with writing(self.folder / name):
                 self._files[name].flush()
 
-    def commit(self, state: dict[str, Any]) -> None:
-        """Force all files to the disk, then note their lengths and `state`."""
+    def commit(self, state: State) -> None:
+        """Force all files to the disk, then write `state`, which notes them."""
         for name, file in self._files.items():
             with writing(self.folder / name):
                 file.flush()
                 os.fsync(file.fileno())
-        note = json.dumps({**state, "lengths": self.lengths})
-        write_file(self.folder / STATE, note)
+        write_file(self.folder / STATE, json.dumps(state.model_dump()))
 
     def close(self) -> None:
         """Close the files, whatever they say: what was not committed does not count."""
@@ -189,12 +233,19 @@ def writing(path: Path) -> Iterator[None]:
         raise FilbertError(f"{told} The same command goes on from there.") from error
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
+def read_state(folder: Path) -> State | None:
     """The state of an unfinished call, None if there is none."""
     path = folder / STATE
     if not path.is_file():
         return None
-    found = strict_json(path.read_bytes(), what=str(path))
-    if not isinstance(found, dict):
-        raise FilbertError(f"{path} is damaged; start again with --overwrite")
-    return found
+    try:
+        return State.model_validate(strict_json(path.read_bytes(), what=str(path)))
+    except FilbertError as error:
+        raise FilbertError(f"{error}; start again with --overwrite") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FilbertError(
+            f"{path} is damaged, or of another version of filbert ('{plain(where)}': "
+            f"{plain(first['msg'])}); start again with --overwrite"
+        ) from None

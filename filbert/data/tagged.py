@@ -170,8 +170,11 @@ def stream_untagged(
             )
         lines = read_rows(name, format="text", encoding=encoding)
         found = _sentences(lines, shown_name(name), column, None)
+        number = 0
         for number, (_, words, _, wrong) in enumerate(found, 1):
             yield Row(number, {}), wrong or {"tokens": words}, None
+        if not number:
+            raise FilbertError(f"{shown_name(name)} has no sentence; {LAYOUT}")
         return
     reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
     if text_column is None and (os.path.isfile(name) or name.startswith("hub:")):

@@ -99,6 +99,8 @@ def load(
         raise FilbertError(f"expected a folder or the name of a model, got {shown(name)}")
     if not isinstance(device, str | torch.device):
         raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {shown(device)}")
+    if not isinstance(warm_up, bool):
+        raise UsageError(f"warm_up: expected True or False, got {shown(warm_up)}")
     check_count("batch_tokens", batch_tokens)
     if threads is not None:
         check_count("threads", threads, most=MOST_THREADS)

@@ -314,12 +314,13 @@ def _sheet_line(model: Classifier, *, all_scores: bool = False) -> Callable[[Ans
 
     def line(answer: Answer | None) -> bytes:
         if answer is None:
-            cells = [*columns, *(f"score:{label}" for label in listed), "error"]
+            cells = [*columns, *(f"score:{label}" for label in listed), "error", "note"]
         else:
             plain = {**answer, "labels": "|".join(answer.get("labels", []))}
             scores = answer.get("scores") or {}
             cells = [plain.get(name, "") for name in columns]
-            cells += [scores.get(label, "") for label in listed] + [answer.get("error", "")]
+            cells += [scores.get(label, "") for label in listed]
+            cells += [answer.get("error", ""), answer.get("note", "")]
         text = io.StringIO()
         # one row is one line, so that a torn file is mended by its last line feed
         csv.writer(text, lineterminator="\n").writerow([_flat(cell) for cell in cells])

@@ -342,6 +342,9 @@ def test_a_ragged_line_of_conll_is_answered_by_an_error(
     assert found[1] == {"row": 2, **tag({"tokens": ["like"]})} and "spans" in found[3]
     assert typed(bundles["tag"], "--file", str(source), "--out", str(out)) == 0
     assert re.fullmatch(r"\nlike\t\S+\n\n\nnow\t\S+\n\n", out.read_text("utf-8"))
+    source.write_text("\n \n\n", "utf-8")
+    assert typed(bundles["tag"], "--file", str(source)) == 1
+    assert "in.conll has no sentence" in capsys.readouterr().err
 
 
 def test_empty_texts_are_told(

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,16 +314,46 @@ def test_near_copies_of_documents_from_before_a_break_are_known(
     for name in ("near.keys", "near.values"):
         with open(tmp_path / "broken" / ".work" / name, "ab") as file:
             file.write(b"\x01" * 100)
-    state = tmp_path / "broken" / ".work" / "state.json"
-    whole_state = state.read_text("utf-8")
-    noted = json.loads(whole_state)
-    noted["lengths"]["near.values"] //= 2
-    state.write_text(json.dumps(noted), "utf-8")
-    with pytest.raises(FilbertError, match="do not fit each other"):
-        prepare(given, quiet=True)
-    state.write_text(whole_state, "utf-8")
     prepare(given, quiet=True)
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
+def test_damaged_unfinished_work_is_told(
+    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write(tmp_path / "c.jsonl", texts_of(500))
+    given = options(corpus, vocab, tmp_path / "o", shard_tokens=3000, holdout=0.3)
+    prepare(given.model_copy(update={"out": str(tmp_path / "whole")}), quiet=True)
+    interrupted(given, monkeypatch, after=200)
+    work = tmp_path / "o" / ".work"
+    streams = sorted(path for path in work.iterdir() if path.suffix != ".json" and path.is_file())
+    filled = [path for path in streams if path.stat().st_size]
+    assert len(filled) >= 8  # of a split, and what is remembered of documents
+    for path in filled:
+        whole = path.read_bytes()
+        for damaged, told in (
+            (bytes([whole[0] ^ 1]) + whole[1:], "not as it was written"),
+            (whole[:-1], "shorter than it was"),
+        ):
+            path.write_bytes(damaged)
+            with pytest.raises(FilbertError, match=f"{path.name} is {told}.*--overwrite"):
+                prepare(given, quiet=True)
+        path.write_bytes(whole)
+    state = work / "state.json"
+    whole_state = json.loads(state.read_text("utf-8"))
+    cases: list[Any] = [{}, [], None, {**whole_state, "place": [0]}, {**whole_state, "more": 1}]
+    cases += [{**whole_state, "streams": {"hashes": {"length": -16}}}]
+    cases += [{**whole_state, "record": {}}]
+    for case in [*map(json.dumps, cases), "{"]:
+        state.write_text(case, "utf-8")
+        with pytest.raises(FilbertError, match=r"state.json is damaged.*--overwrite"):
+            prepare(given, quiet=True)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tmp_path / "o", damaged)
+    state.write_text(json.dumps(whole_state), "utf-8")
+    prepare(given, quiet=True)
+    prepare(given.model_copy(update={"out": str(damaged), "overwrite": True}), quiet=True)
+    assert content(tmp_path / "o") == content(damaged) == content(tmp_path / "whole")
 
 
 def test_a_changed_corpus_or_option_is_refused(
@@ -343,22 +374,6 @@ def test_a_changed_corpus_or_option_is_refused(
     prepare(given, quiet=True)
     prepare(given.model_copy(update={"out": str(tmp_path / "p")}), quiet=True)
     assert content(tmp_path / "o") == content(tmp_path / "p")
-
-
-def test_damaged_unfinished_work_is_told(
-    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = write(tmp_path / "c.jsonl", texts_of(500))
-    given = options(corpus, vocab, tmp_path / "o", shard_tokens=2000)
-    interrupted(given, monkeypatch, after=200)
-    work = tmp_path / "o" / ".work"
-    (work / "hashes").write_bytes(b"")
-    with pytest.raises(FilbertError, match="hashes is shorter than it was"):
-        prepare(given, quiet=True)
-    (work / "state.json").write_text("{", "utf-8")
-    with pytest.raises(FilbertError, match=r"state.json is damaged"):
-        prepare(given, quiet=True)
-    prepare(given.model_copy(update={"overwrite": True}), quiet=True)
 
 
 def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path: Path, vocab: Path) -> None:
