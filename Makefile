@@ -51,9 +51,11 @@ format: $(VENV)/.installed-dev
 sanitize:
 	mkdir -p build
 	for source in fuzz fuzz_train fuzz_write; do for kind in address,undefined thread; do \
-		$(CXX) -O1 -g -std=c++17 -fsanitize=$$kind -pthread tests/native/$$source.cpp -o build/fuzz && \
+	for units in TILES VECTORS; do \
+		$(CXX) -O1 -g -std=c++17 -fsanitize=$$kind -pthread -DFILBERT_$$units \
+			tests/native/$$source.cpp -o build/fuzz && \
 		UBSAN_OPTIONS=halt_on_error=1 build/fuzz 200 || exit 1; \
-	done; done
+	done; done; done
 
 build: $(VENV)/.installed-dev
 	$(BIN)/python -m build --no-isolation

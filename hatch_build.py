@@ -14,40 +14,45 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = "filbert/native/encoder.cpp"
-LIBRARY = "filbert/native/libencoder.so"
+LIBRARIES = {  # one source, compiled for AMX and for processors without it
+    "filbert/native/libencoder.so": [],
+    "filbert/native/libvectors.so": ["-DFILBERT_VECTORS"],
+}
 NOT_COMPILED = "filbert/native/not_compiled.txt"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
 
 
 class NativeEncoder(BuildHookInterface[Any]):
-    """Builds the shared library and puts it into the wheel."""
+    """Builds the shared libraries and puts them into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, or say on standard error why not."""
         if self.target_name != "wheel":
             return
-        reason = compile_library(Path(self.root))
+        reason = compile_libraries(Path(self.root))
         if reason:
             sys.stderr.write(f"filbert: built without its native encoder: {reason}\n")
             build_data["artifacts"].append(NOT_COMPILED)
             return
-        build_data["artifacts"].append(LIBRARY)
+        build_data["artifacts"] += LIBRARIES
         build_data["pure_python"] = False
         # no Python headers are used: any Python 3, this system alone
         build_data["tag"] = f"py3-none-{_platform_tag()}"
 
 
-def compile_library(root: Path) -> str | None:
-    """Compile into place; returns why it could not be, None if it is there. An older library goes
-    in any case: its functions may take other arguments."""
-    (root / LIBRARY).unlink(missing_ok=True)
+def compile_libraries(root: Path) -> str | None:
+    """Compile into place; returns why it could not be, None if all is there. Older libraries go
+    in any case: their functions may take other arguments."""
+    for library in LIBRARIES:
+        (root / library).unlink(missing_ok=True)
     (root / NOT_COMPILED).unlink(missing_ok=True)
     reason = _compile_by_any(root)
     if reason is not None:
@@ -64,17 +69,24 @@ def _compile_by_any(root: Path) -> str | None:
         return "no C++ compiler found (c++, g++ or clang++, or name one in CXX)"
     reasons = []
     for compiler in compilers:
-        reason = _compile(root, compiler)
-        if reason is None:
+        with ThreadPoolExecutor() as pool:
+            jobs = [pool.submit(_compile, root, compiler, name) for name in LIBRARIES]
+        failed = [reason for job in jobs if (reason := job.result()) is not None]
+        if not failed:
             return None
-        reasons.append(reason)
+        for library in LIBRARIES:
+            (root / library).unlink(missing_ok=True)
+        reasons.append(failed[0])
     return "; ".join(reasons)
 
 
-def _compile(root: Path, compiler: str) -> str | None:
-    target = root / LIBRARY
+def _compile(root: Path, compiler: str, library: str) -> str | None:
+    target = root / library
     part = target.with_suffix(f".{os.getpid()}.part")
-    command = [*shlex.split(compiler), *FLAGS, str(root / SOURCE), "-o", str(part)]
+    command = [
+        *(*shlex.split(compiler), *FLAGS, *LIBRARIES[library]),
+        *(str(root / SOURCE), "-o", str(part)),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:

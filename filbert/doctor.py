@@ -327,14 +327,14 @@ def compute_findings(broken: Mapping[str, str], *, probe: bool) -> Iterator[Find
 
 def native_finding() -> Finding:
     """Whether the native encoder serves here; what to do where it only has to be compiled."""
-    from filbert.model.native_library import LIBRARY, NO_AMX, library, library_float32
+    from filbert.model.native_library import LIBRARY, NO_UNITS, library, library_float32, units
 
     found = library()
     if not isinstance(found, str):
-        return Finding("native encoder", "ready (AMX: bf16 and int8; AVX-512: float32)")
+        return Finding("native encoder", f"ready ({units()}: bf16 and int8; AVX-512: float32)")
     if not isinstance(library_float32(), str):
         return Finding("native encoder", f"ready for float32 (AVX-512); bf16 and int8: {found}")
-    if found == NO_AMX or "amx_bf16" not in (processor()[1] or []):
+    if found == NO_UNITS or not {"amx_bf16", "avx512_bf16"} & set(processor()[1] or []):
         return Finding("native encoder", found)
     advice = "Install filbert again: that compiles it."
     if not LIBRARY.is_file():

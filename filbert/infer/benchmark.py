@@ -45,6 +45,7 @@ from filbert.infer.predict import Classifier, load
 from filbert.infer.predict_file import rows_of
 from filbert.model.device import native_bf16
 from filbert.model.native import serves, why_not
+from filbert.model.native_library import units
 
 OURS = "filbert"
 REPORT = "benchmark.json"
@@ -338,7 +339,7 @@ def path_of(predictor: Any) -> str:
         return call.runtime.name
     float32 = dtype == "float32"
     if serves(encoder):
-        return f"native encoder ({'AVX-512' if float32 else 'AMX'})"
+        return f"native encoder ({'AVX-512' if float32 else units()})"
     reason = why_not(encoder, float32=float32)
     return f"PyTorch: {reason or 'the native encoder is switched off'}"
 

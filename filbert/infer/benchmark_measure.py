@@ -31,7 +31,7 @@ from filbert.model.config import BertConfig
 from filbert.model.core import PackedCall
 from filbert.model.device import matmul_rate
 from filbert.model.modern_config import GLOBAL, ModernBertConfig
-from filbert.model.native import library
+from filbert.model.native_library import library, units
 from filbert.model.pretrained import PretrainedModel
 from filbert.model.seq2seq_config import Seq2SeqConfig
 
@@ -174,7 +174,7 @@ def ceiling(dtype: torch.dtype, device: torch.device, threads: int) -> dict[str,
     rates = {f"matrix products in PyTorch, {name_of(dtype)}": matmul_rate(dtype, device)}
     lib = library()
     if dtype == torch.bfloat16 and device.type == "cpu" and not isinstance(lib, str):
-        rates["AMX tiles, bf16, operands from the first-level cache"] = tile_rate(lib, threads)
+        rates[f"{units()}, bf16, operands from the first-level cache"] = tile_rate(lib, threads)
     return rates
 
 

@@ -92,7 +92,7 @@ def quantize(options: QuantizeOptions) -> Quantized:
     if isinstance(lib, str):
         raise FilbertError(
             f"int8 is chosen by measuring it, which needs the native encoder: {lib}. Run this on a "
-            "machine with AMX; its result opens everywhere"
+            "machine with AMX or AVX-512-BF16; its result opens everywhere"
         )
     if options.threads is not None:
         torch.set_num_threads(options.threads)

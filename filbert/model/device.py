@@ -7,7 +7,9 @@ elsewhere it is emulated and many times slower than float32.
 from __future__ import annotations
 
 import logging
+import re
 import time
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -56,6 +58,15 @@ def native_bf16(device: torch.device) -> tuple[bool, str]:
     return False, "no bfloat16 units"
 
 
+def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Who made the processor, as the kernel says it; nothing where it does not."""
+    try:
+        found = re.search(r"^vendor_id\s*:\s*(\S+)", cpuinfo.read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The compute type for `auto`, `float32`, `bf16` or `int8`, and the reason in words.
 
@@ -74,16 +85,19 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
             )
         return torch.bfloat16, f"asked for; {feature}"
     if name == "int8":
-        from filbert.model.native import library
+        from filbert.model.native_library import library, units
 
         lib = f"the device is {device.type}" if device.type != "cpu" else library()
         if isinstance(lib, str):
             raise UsageError(
                 f"precision int8 needs the native encoder: {lib}; use --precision auto or float32"
             )
-        return torch.int8, "asked for; AMX"
+        return torch.int8, f"asked for; {units()}"
     if name != "auto":
         raise UsageError(f"unknown precision {name!r}; expected auto, float32, bf16 or int8")
+    if native and feature == "AVX-512-BF16" and vendor() == "GenuineIntel":
+        # 71 against 130 GFLOP/s in PyTorch, 83 for the bare instruction: docs/decisions.md, 70
+        return torch.float32, "without AMX, Intel multiplies float32 faster than bfloat16"
     if native:
         return torch.bfloat16, f"computed natively by {feature}"
     return torch.float32, f"{device.type} has {feature}"
@@ -108,9 +122,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     """Set the type that `model` computes in, with the native encoder where it serves (bfloat16 and
-    int8 on a processor with AMX, float32 on one with AVX-512); one line of the log says which path
-    was taken. Raises `UsageError` for int8 where it does not serve."""
+    int8 on a processor with AMX or AVX-512-BF16, float32 on one with AVX-512); one line of the log
+    says which path was taken. Raises `UsageError` for int8 where it does not serve."""
     from filbert.model.native import attach
+    from filbert.model.native_library import units
 
     allowed = getattr(model, "may_go_native", True)
     reason = attach(model, dtype) if allowed else "another core was asked for"
@@ -121,8 +136,9 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
                 f"{reason}; use --precision auto or float32"
             )
         model.to(dtype=dtype)
-    units = "AVX-512" if dtype == torch.float32 else "AMX"
-    path = f"native encoder ({units})" if reason is None else f"no native encoder: {reason}"
+    path = f"no native encoder: {reason}"
+    if reason is None:
+        path = f"native encoder ({'AVX-512' if dtype == torch.float32 else units()})"
     logger.info("%s: %s", type(model).__name__, path)
 
 
@@ -130,6 +146,7 @@ def training_path(model: nn.Module) -> str | None:
     """One line on what computes the layers of `model` in training, and why; None away from the
     CPU, where there is no choice."""
     from filbert.model.bert import BertEncoder
+    from filbert.model.native_library import units
     from filbert.model.native_train import SWITCH, why_not
 
     if any(weight.device.type != "cpu" for weight in model.parameters()):
@@ -137,7 +154,7 @@ def training_path(model: nn.Module) -> str | None:
     encoders = [module for module in model.modules() if isinstance(module, BertEncoder)]
     reason = why_not(encoders[0]) if encoders else "there is no BERT encoder in this model"
     if reason is None:
-        return f"layers: native forward and backward (AMX); {SWITCH}=0 leaves them to PyTorch"
+        return f"layers: native forward and backward ({units()}); {SWITCH}=0 leaves them to PyTorch"
     return f"layers: PyTorch, no native training: {reason}"
 
 

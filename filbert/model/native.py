@@ -1,5 +1,5 @@
-"""The encoder in C++ for processors with AMX, or in float32 with AVX-512: `filbert/native`, called
-through ctypes.
+"""The encoder in C++ for processors with AMX or AVX-512-BF16, or in float32 with AVX-512:
+`filbert/native`, called through ctypes.
 
 `attach` puts it in the place of an encoder's computation where it serves: a packed batch on the
 CPU, no gradient, no hidden states or attention maps asked for. Everything else, and every machine

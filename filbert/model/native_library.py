@@ -1,7 +1,8 @@
-"""The compiled C++ library of `filbert/native`, opened through ctypes.
+"""The compiled C++ libraries of `filbert/native`, opened through ctypes.
 
-`native.py` answers with it, `native_train.py` and `native_words.py` train with it,
-`native_write.py` writes with it.
+One source is compiled twice: for AMX, and for processors without it that multiply bfloat16 and int8
+on AVX-512 vectors. `library` gives the one that serves here: `native.py` answers with it,
+`native_train.py` and `native_words.py` train with it, `native_write.py` writes with it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 from filbert.errors import FilbertError
 
 logger = logging.getLogger("filbert")
-LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"
+LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"  # for AMX; and float32
+VECTORS = LIBRARY.with_name("libvectors.so")
 NOT_COMPILED = LIBRARY.with_name("not_compiled.txt")  # says why; hatch_build.py leaves it
 ABI = 4  # raised with that of encoder.cpp whenever one of the functions below changes
 UNSOUND = 4  # of a call that was given a batch that is none
-NO_AMX = "this processor or kernel has no AMX"
+TILES_SWITCH = "FILBERT_NATIVE_TILES"  # 0: the vectors, where there is AMX too
+NO_UNITS = "this processor or kernel has neither AMX nor AVX-512 for bfloat16 and int8"
 NO_AVX512 = "this processor or kernel has no AVX-512"
 ACTIVATIONS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
 Pointer = ctypes.c_void_p
@@ -28,9 +31,19 @@ Pointer = ctypes.c_void_p
 
 @functools.cache
 def library() -> ctypes.CDLL | str:
-    """The compiled library, ready to call on AMX; or why it is not, in words."""
-    lib = opened()
-    return lib if isinstance(lib, str) or lib.filbert_native_level() & 1 else NO_AMX
+    """The compiled library for bfloat16 and int8, ready to call; or why it is not, in words."""
+    tiles = opened()
+    if isinstance(tiles, str):
+        return tiles
+    if tiles.filbert_native_level() & 1 and os.environ.get(TILES_SWITCH) != "0":
+        return tiles
+    vectors = opened(VECTORS)
+    return vectors if isinstance(vectors, str) or vectors.filbert_native_level() & 1 else NO_UNITS
+
+
+def units() -> str:
+    """What multiplies in `library()`."""
+    return "AMX" if library() is opened() else "AVX-512-BF16 and VNNI"
 
 
 @functools.cache
@@ -41,15 +54,17 @@ def library_float32() -> ctypes.CDLL | str:
 
 
 @functools.cache
-def opened() -> ctypes.CDLL | str:
-    """The compiled library, whatever of it this processor can compute; or why there is none."""
-    if not LIBRARY.is_file():
+def opened(path: Path | None = None) -> ctypes.CDLL | str:
+    """The compiled library, whatever of it this processor can compute; or why there is none.
+    path: `LIBRARY` unless given."""
+    path = path or LIBRARY
+    if not path.is_file():
         reason = "no C++ compiler at that time"
         if NOT_COMPILED.is_file():
             reason = NOT_COMPILED.read_text(encoding="utf-8").strip()
         return f"filbert was installed without its native encoder ({reason})"
     try:
-        lib = ctypes.CDLL(str(LIBRARY))
+        lib = ctypes.CDLL(str(path))
     except OSError as error:
         return f"the native encoder does not load: {error}"
     abi = getattr(lib, "filbert_native_abi", None)

@@ -1,5 +1,6 @@
 // The BERT encoder for processors with AMX: bfloat16 in, float32 sums, no padding. In float32, on
-// AVX-512 alone, it is plain.hpp.
+// AVX-512 alone, it is plain.hpp. Compiled a second time, with FILBERT_VECTORS, it serves processors
+// that multiply bfloat16 and int8 on AVX-512 vectors but have no AMX (tiles.hpp).
 //
 // Called from filbert/model/native.py through ctypes; the slow twin is filbert/model/bert.py, and
 // tests/numerics/test_native.py holds this file to it. Plain C++17, no library but the
@@ -59,24 +60,31 @@
 constexpr int ABI = 4;
 EXPORT int filbert_native_abi() { return ABI; }
 
-// What this processor and kernel offer, added up: 1 AMX with bfloat16 and int8, 2 AVX-512 for float32.
+// What this processor and kernel offer, added up: 1 bfloat16 and int8, as this was compiled for AMX or
+// for vectors, 2 AVX-512 for float32.
 EXPORT int filbert_native_level() {
 #ifdef FILBERT_X86
     unsigned a, b, c, d;
     if (!__get_cpuid_count(1, 0, &a, &b, &c, &d)) return 0;
     const bool saved = c >> 27 & 1, fma = (c >> 12 & 1) && (c >> 29 & 1);  // OSXSAVE, FMA and F16C
     if (!saved || !fma || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+#ifndef FILBERT_VECTORS
     const bool amx = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
+#endif
     const bool avx2 = (b >> 5 & 1) && (b >> 8 & 1);  // and BMI2
     const bool avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 17 & 1) && (b >> 31 & 1);
-    const bool vbmi = c >> 1 & 1;
+    const bool vbmi = c >> 1 & 1, vnni = c >> 11 & 1;
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if (!avx2 || !avx512 || (low & 0xe6) != 0xe6) return 0;  // the kernel keeps AVX-512 state
-    if (!amx || !vbmi || (low >> 17 & 3) != 3) return 2;  // and that of tiles
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 2;  // AVX-512-BF16
+    if (!vbmi || !vnni || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 2;  // AVX-512-BF16
+#ifdef FILBERT_VECTORS
+    return 3;
+#else
+    if (!amx || (low >> 17 & 3) != 3) return 2;  // and the state of tiles
     constexpr int request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 ? 3 : 2;
+#endif
 #else
     return 0;
 #endif
@@ -84,7 +92,10 @@ EXPORT int filbert_native_level() {
 
 #ifdef FILBERT_X86
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,amx-tile,amx-bf16,amx-int8")
+#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
+#ifndef FILBERT_VECTORS
+#pragma GCC target("amx-tile,amx-bf16,amx-int8")
+#endif
 
 namespace {
 #include "encoder.hpp"
@@ -168,14 +179,27 @@ EXPORT int filbert_encoder_run(void* handle, const int64_t* ids, const int64_t* 
 // After a fork, in the child, before it has threads.
 EXPORT void filbert_encoder_forked(void* handle) { static_cast<Encoding*>(handle)->forked(); }
 
-// The rate of this thread's tile products alone, GFLOP/s: nothing can be faster. With `loads` each
+// The rate of this thread's products alone, GFLOP/s: nothing can be faster. With `loads` each
 // product's operands come from the first-level cache, as they must in a real product.
 EXPORT double filbert_tile_rate(int steps, int loads) {
     alignas(64) static const char zeros[8 * TILE] = {};
     const Tiles tiles;
+    const auto start = std::chrono::steady_clock::now();
+#ifdef FILBERT_VECTORS
+    __m512 sums[16] = {};
+    for (__m512& sum : sums) __asm__ volatile("" : "+v"(sum));  // others, as far as the compiler knows
+    __m512i a = _mm512_setzero_si512(), b = a;
+    for (int i = 0; i < steps; ++i)
+        for (int k = 0; k < 64; ++k) {  // 64 times 16 vectors are four tiles
+            if (loads) a = same32(zeros + k * 4), b = _mm512_load_si512(zeros + TILE + k % 16 * 64);
+            __asm__ volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 16
+            for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+        }
+    for (__m512& sum : sums) __asm__ volatile("" ::"v"(sum));
+#else
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     _tile_zero(4); _tile_zero(5); _tile_zero(6); _tile_zero(7);
-    const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < steps; ++i) {
         if (loads) {
             const char* at = zeros + i % 2 * 4 * TILE;
@@ -185,6 +209,7 @@ EXPORT double filbert_tile_rate(int steps, int loads) {
         _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
     }
+#endif
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     return steps * 4.0 * 2 * 16 * 16 * 32 / seconds.count() / 1e9;
 }

@@ -21,34 +21,6 @@ inline __m512 gelu_short(__m512 x) {
     return _mm512_mul_ps(x, _mm512_fmadd_ps(near, p, _mm512_set1_ps(0.5f)));
 }
 
-// As `product32<true>` from zero, with `beside` spread evenly between the single products: with int8
-// tiles the vectors are the longer part, and bursts of them would hold the tiles up.
-template <class Beside>
-inline void product32_mixed(const char* a, size_t next_rows, const char* b, int steps, float* sums, size_t stride,
-                            const char* ahead, int lines, Beside beside) {
-    settle();
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    const char* a2 = a + next_rows;
-    int done = 0, due = 0;
-    auto some = [&] {
-        for (due += 8; done * steps < due; ++done) beside(done);
-    };
-    for (int k = 0; k < steps; ++k) {
-        _tile_loadd(4, a + k * TILE, 64);
-        _tile_loadd(6, b + k * 2 * TILE, 64);
-        _tile_loadd(7, b + k * 2 * TILE + TILE, 64);
-        _tile_loadd(5, a2 + k * TILE, 64);
-        _tile_dpbssd(0, 4, 6); some();
-        _tile_dpbssd(1, 4, 7); some();
-        _tile_dpbssd(2, 5, 6); some();
-        _tile_dpbssd(3, 5, 7); some();
-        for (int i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
-    }
-    float* lower = sums + 4 * stride;
-    _tile_stored(0, sums, stride); _tile_stored(1, sums + 16, stride);
-    _tile_stored(2, lower, stride); _tile_stored(3, lower + 16, stride);
-}
-
 // Bytes of 32 x 32 sums; those of a row do not all fall into one set of the first-level cache.
 constexpr size_t BLOCK = 32 * 32 * 4 + 128;
 
@@ -226,7 +198,11 @@ struct Parts {
             for (int i = 0; i < blocks; i += 2) {
                 const __m512i low = whole(from + size_t(i) * TILE);
                 const __m512i high = i + 1 < blocks ? whole(from + size_t(i + 1) * TILE) : _mm512_setzero_si512();
-                _mm512_store_si512(to + size_t(i / 2) * TILE, _mm512_permutexvar_epi64(order, _mm512_packs_epi16(low, high)));
+                __m512i four = _mm512_permutexvar_epi64(order, _mm512_packs_epi16(low, high));
+#ifdef FILBERT_VECTORS
+                four = _mm512_xor_si512(four, _mm512_set1_epi8(char(0x80)));  // 128 more, without a sign
+#endif
+                _mm512_store_si512(to + size_t(i / 2) * TILE, four);
             }
         }
     }
@@ -414,22 +390,11 @@ struct Parts {
             const char* a = q + size_t(begin) * stride;
             for (int j = 0; j < keys; j += 32) {
                 const char* b = kept + size_t(j / 32) * steps * 2 * TILE;
-                _tile_zero(0); _tile_zero(1);
-                if (two) { _tile_zero(2); _tile_zero(3); }
-                for (int d = 0; d < steps; ++d) {
-                    _tile_loadd(4, a + d * 64, stride);
-                    _tile_loadd(6, b + d * 2 * TILE, 64); _tile_loadd(7, b + d * 2 * TILE + TILE, 64);
-                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-                    if (two) {
-                        _tile_loadd(5, a + 16 * stride + d * 64, stride);
-                        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-                    }
-                }
-                _tile_stored(0, scores + j, size_t(keys) * 4); _tile_stored(1, scores + j + 16, size_t(keys) * 4);
-                if (two) {
-                    _tile_stored(2, scores + 16 * keys + j, size_t(keys) * 4);
-                    _tile_stored(3, scores + 16 * keys + j + 16, size_t(keys) * 4);
-                }
+                Square<false> block;
+                block.zero(two);
+                for (int d = 0; d < steps; ++d)
+                    block.step(a + d * 64, 16 * stride, stride, b + d * 2 * TILE, two, [] {});
+                block.store(scores + j, size_t(keys) * 4, two);
             }
             float inverse[32];
             for (int i = 0; i < count; ++i) {
@@ -452,20 +417,11 @@ struct Parts {
             alignas(64) float sums[32 * 32];
             for (int d = 0; d < size; d += 32) {
                 const char* b = values + size_t(d / 16) * TILE;
-                _tile_zero(0); _tile_zero(1);
-                if (two) { _tile_zero(2); _tile_zero(3); }
-                for (int j = 0; j < keys / 32; ++j) {
-                    const char* p = b + size_t(j) * (size / 16) * TILE;
-                    _tile_loadd(4, odds + size_t(j) * TILE, 64);
-                    _tile_loadd(6, p, 64); _tile_loadd(7, p + TILE, 64);
-                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-                    if (two) {
-                        _tile_loadd(5, odds + size_t(keys / 32 + j) * TILE, 64);
-                        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-                    }
-                }
-                _tile_stored(0, sums, 128); _tile_stored(1, sums + 16, 128);
-                if (two) { _tile_stored(2, sums + 512, 128); _tile_stored(3, sums + 528, 128); }
+                Square<false> block;
+                block.zero(two);
+                for (int j = 0; j < keys / 32; ++j)
+                    block.step(odds + size_t(j) * TILE, size_t(keys / 32) * TILE, 64, b + size_t(j) * (size / 16) * TILE, two, [] {});
+                block.store(sums, 128, two);
                 const size_t column = size_t(head * size + d) / WIDE;
                 for (int i = 0; i < count; ++i) {
                     const int r = to + begin + i;

@@ -1,8 +1,93 @@
-// Products of AMX tiles, and weights laid out for them. Part of encoder.cpp.
+// Products of 32 x 32 blocks, and weights laid out for them. Part of encoder.cpp.
+//
+// With FILBERT_VECTORS defined the units of a product are AVX-512 vectors that multiply pairs of
+// bfloat16 (AVX-512-BF16) or fours of int8 (VNNI), else AMX tiles. Layouts are the same.
 #pragma once
 
 #include "memory.hpp"
 #include "vectors.hpp"
+
+#ifdef FILBERT_VECTORS
+
+struct Tiles {  // nothing to set up
+    Tiles() {}
+    ~Tiles() {}
+};
+
+inline void settle() {}
+
+inline __m512i same32(const char* at) {  // four bytes, 16 times
+    int32_t bits;
+    std::memcpy(&bits, at, 4);
+    return _mm512_set1_epi32(bits);
+}
+
+template <bool int8> struct Unit;  // 16 sums, and how a product is added to them
+template <> struct Unit<false> {
+    __m512 sum;
+    void load(const int32_t* from) { sum = _mm512_load_ps(from); }
+    void store(int32_t* to) const { _mm512_store_ps(to, sum); }
+    void add(__m512i a, __m512i b) { sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+};
+template <> struct Unit<true> {
+    __m512i sum;
+    void load(const int32_t* from) { sum = _mm512_load_si512(from); }
+    void store(int32_t* to) const { _mm512_store_si512(to, sum); }
+    void add(__m512i a, __m512i b) { sum = _mm512_dpbusd_epi32(sum, a, b); }
+};
+
+// 32 x 32 sums, or the upper 16 rows of them without `two`, that steps of a product are added to.
+// int8: the left operand is 128 too high, as these instructions want it without a sign.
+template <bool int8> struct Square {
+    alignas(64) int32_t sums[32 * 32];  // or floats
+    __m512i extra[2] = {};              // what 128 too much in every left operand has added to a column
+
+    void zero(bool two = true) { std::memset(sums, 0, two ? sizeof(sums) : sizeof(sums) / 2); }
+
+    void load(const float* from, size_t stride) {
+        for (int i = 0; i < 32; ++i) std::memcpy(sums + i * 32, reinterpret_cast<const char*>(from) + i * stride, 128);
+    }
+
+    // 8 rows, whose sums stay in registers.
+    void eight(int row, const char* a, size_t stride, const char* b) {
+        Unit<int8> low[8], high[8];
+        int32_t* const at = sums + row * 32;
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) low[i].load(at + i * 32), high[i].load(at + i * 32 + 16);
+        for (int k = 0; k < 16; ++k) {
+            const __m512i left = _mm512_loadu_si512(b + k * 64), right = _mm512_loadu_si512(b + TILE + k * 64);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
+                const __m512i one = same32(a + i * stride + k * 4);
+                low[i].add(one, left), high[i].add(one, right);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) low[i].store(at + i * 32), high[i].store(at + i * 32 + 16);
+    }
+
+    // Rows of 64 bytes, `stride` apart, the lower 16 from `a + lower` on; two blocks of the right operand.
+    template <class Between> __attribute__((always_inline)) void step(const char* a, size_t lower, size_t stride, const char* b, bool two, Between between) {
+        if constexpr (int8)
+            for (int k = 0; k < 16; ++k)
+                for (int half = 0; half < 2; ++half)
+                    extra[half] = _mm512_dpbusd_epi32(extra[half], _mm512_set1_epi8(char(0x80)), _mm512_loadu_si512(b + half * TILE + k * 64));
+        eight(0, a, stride, b), between(), eight(8, a + 8 * stride, stride, b), between();
+        if (!two) return;
+        eight(16, a + lower, stride, b), between(), eight(24, a + lower + 8 * stride, stride, b), between();
+    }
+
+    void store(float* to, size_t stride, bool two = true) {
+        for (int i = 0; i < (two ? 32 : 16); ++i)
+            for (int half = 0; half < 2; ++half) {
+                __m512i x = _mm512_load_si512(sums + i * 32 + half * 16);
+                if constexpr (int8) x = _mm512_sub_epi32(x, extra[half]);
+                _mm512_storeu_si512(reinterpret_cast<char*>(to) + i * stride + half * 64, x);
+            }
+    }
+};
+
+#else
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -23,15 +108,47 @@ struct Tiles {
 // before must be there.
 inline void settle() { __asm__ volatile("" ::: "memory"); }
 
-template <bool int8> inline void multiply_four() {
-    if constexpr (int8) {
-        _tile_dpbssd(0, 4, 6); _tile_dpbssd(1, 4, 7);
-        _tile_dpbssd(2, 5, 6); _tile_dpbssd(3, 5, 7);
-    } else {
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+// 32 x 32 sums, or the upper 16 rows of them without `two`, in tiles 0 to 3: one such block at a time.
+template <bool int8> struct Square {
+    void zero(bool two = true) {
+        _tile_zero(0); _tile_zero(1);
+        if (two) { _tile_zero(2); _tile_zero(3); }
     }
-}
+
+    void load(const float* from, size_t stride) {
+        _tile_loadd(0, from, stride); _tile_loadd(1, from + 16, stride);
+        _tile_loadd(2, from + 4 * stride, stride); _tile_loadd(3, from + 4 * stride + 16, stride);
+    }
+
+    // Rows of 64 bytes, `stride` apart, the lower 16 from `a + lower` on; two blocks of the right operand.
+    // `between` is done after each single product.
+    template <class Between> __attribute__((always_inline)) void step(const char* a, size_t lower, size_t stride, const char* b, bool two, Between between) {
+        _tile_loadd(4, a, stride);
+        _tile_loadd(6, b, 64);
+        _tile_loadd(7, b + TILE, 64);
+        if (two) _tile_loadd(5, a + lower, stride);
+        if constexpr (int8) {
+            _tile_dpbssd(0, 4, 6); between();
+            _tile_dpbssd(1, 4, 7); between();
+            if (!two) return;
+            _tile_dpbssd(2, 5, 6); between();
+            _tile_dpbssd(3, 5, 7); between();
+        } else {
+            _tile_dpbf16ps(0, 4, 6); between();
+            _tile_dpbf16ps(1, 4, 7); between();
+            if (!two) return;
+            _tile_dpbf16ps(2, 5, 6); between();
+            _tile_dpbf16ps(3, 5, 7); between();
+        }
+    }
+
+    void store(float* to, size_t stride, bool two = true) {
+        _tile_stored(0, to, stride); _tile_stored(1, to + 16, stride);
+        if (two) { _tile_stored(2, to + 4 * stride, stride); _tile_stored(3, to + 4 * stride + 16, stride); }
+    }
+};
+
+#endif
 
 // 32 x 32 sums of `steps` steps: two blocks of rows by two of columns. sums: 32 floats (int32) in
 // rows of `stride` bytes; what stands there counts in with `go_on`. `beside(i)` for i = 0 ... 31 is
@@ -41,27 +158,48 @@ template <bool int8, class Beside>
 inline void product32(const char* a, size_t next_rows, const char* b, int steps, float* sums, size_t stride,
                       bool go_on, const char* ahead, int lines, Beside beside) {
     settle();
-    float* lower = sums + 4 * stride;
-    if (go_on) {
-        _tile_loadd(0, sums, stride); _tile_loadd(1, sums + 16, stride);
-        _tile_loadd(2, lower, stride); _tile_loadd(3, lower + 16, stride);
-    } else {
-        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    }
-    const char* a2 = a + next_rows;
+    Square<int8> block;
+    if (go_on) block.load(sums, stride);
+    else block.zero();
     int done = 0;
     for (int k = 0, due = 32; k < steps; ++k, due += 32) {
-        _tile_loadd(4, a + k * TILE, 64);
-        _tile_loadd(6, b + k * 2 * TILE, 64);
-        _tile_loadd(7, b + k * 2 * TILE + TILE, 64);
-        _tile_loadd(5, a2 + k * TILE, 64);
-        multiply_four<int8>();
+        block.step(a + k * TILE, next_rows, 64, b + k * 2 * TILE, true, [] {});
         for (int i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
         for (; done * steps < due; ++done) beside(done);
     }
-    _tile_stored(0, sums, stride); _tile_stored(1, sums + 16, stride);
-    _tile_stored(2, lower, stride); _tile_stored(3, lower + 16, stride);
+    block.store(sums, stride);
 }
+
+// As `product32<true>` from zero, with `beside` spread evenly between the single products: with int8
+// tiles the vectors are the longer part, and bursts of them would hold the tiles up.
+template <class Beside>
+inline void product32_mixed(const char* a, size_t next_rows, const char* b, int steps, float* sums, size_t stride,
+                            const char* ahead, int lines, Beside beside) {
+    settle();
+    Square<true> block;
+    block.zero();
+    int done = 0, due = 0;
+    auto some = [&]() __attribute__((always_inline)) {
+        for (due += 8; done * steps < due; ++done) beside(done);
+    };
+    for (int k = 0; k < steps; ++k) {
+        block.step(a + k * TILE, next_rows, 64, b + k * 2 * TILE, true, some);
+        for (int i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    }
+    block.store(sums, stride);
+}
+
+#ifdef FILBERT_VECTORS
+
+// 16 x 32 sums.
+template <bool int8> inline void product16(const char* a, const char* b, int steps, float* sums, size_t stride) {
+    Square<int8> block;
+    block.zero(false);
+    for (int k = 0; k < steps; ++k) block.step(a + k * TILE, 0, 64, b + k * 2 * TILE, false, [] {});
+    block.store(sums, stride, false);
+}
+
+#else
 
 // 16 x 32 sums, even and odd steps apart so that no product waits for the one before it.
 template <bool int8> inline void product16(const char* a, const char* b, int steps, float* sums, size_t stride) {
@@ -96,6 +234,8 @@ template <bool int8> inline void product16(const char* a, const char* b, int ste
             _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(even + i), _mm512_load_ps(odd + i)));
     }
 }
+
+#endif
 
 struct Matrix {
     Memory panels;

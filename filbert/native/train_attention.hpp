@@ -51,14 +51,10 @@ inline void stack_rows(const Pairs& pairs, const char* rows, size_t stride, int 
 // 32 x 32 sums. Left operand: rows of `stride` bytes, 64 bytes a step; or tiles, with a stride of 64
 // and TILE a step. Two tiles of the right operand each step, `b_step` bytes apart.
 inline void block32(const char* a, size_t lower, size_t stride, size_t a_step, const char* b, size_t b_step, int steps, float* sums) {
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    for (int k = 0; k < steps; ++k, a += a_step, b += b_step) {
-        _tile_loadd(4, a, stride); _tile_loadd(5, a + lower, stride);
-        _tile_loadd(6, b, 64); _tile_loadd(7, b + TILE, 64);
-        multiply_four<false>();
-    }
-    _tile_stored(0, sums, 128); _tile_stored(1, sums + 16, 128);
-    _tile_stored(2, sums + 512, 128); _tile_stored(3, sums + 528, 128);
+    Square<false> block;
+    block.zero();
+    for (int k = 0; k < steps; ++k, a += a_step, b += b_step) block.step(a, lower, stride, b, true, [] {});
+    block.store(sums, 128);
 }
 
 // The context goes to rows `row` on of tiles `wide` columns wide.
@@ -80,14 +76,10 @@ inline void attend_forward(const HeadRows& h, const Dropout& drop, char* memory,
         settle();
         for (int j = 0; j < keys; j += 32) {
             const char* b = kept + size_t(j / 32) * steps * 2 * TILE;
-            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            for (int d = 0; d < steps; ++d) {
-                _tile_loadd(4, a + d * 64, q_stride); _tile_loadd(5, a + 16 * q_stride + d * 64, q_stride);
-                _tile_loadd(6, b + d * 2 * TILE, 64); _tile_loadd(7, b + d * 2 * TILE + TILE, 64);
-                multiply_four<false>();
-            }
-            _tile_stored(0, scores + j, size_t(keys) * 4); _tile_stored(1, scores + j + 16, size_t(keys) * 4);
-            _tile_stored(2, scores + 16 * keys + j, size_t(keys) * 4); _tile_stored(3, scores + 16 * keys + j + 16, size_t(keys) * 4);
+            Square<false> scored;
+            scored.zero();
+            for (int d = 0; d < steps; ++d) scored.step(a + d * 64, 16 * q_stride, q_stride, b + d * 2 * TILE, true, [] {});
+            scored.store(scores + j, size_t(keys) * 4);
         }
         settle();
         float inverse[32];

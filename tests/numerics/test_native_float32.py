@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from filbert.model.bert import BertForMaskedLM, BertForSequenceClassification, B
 from filbert.model.config import BertConfig
 from filbert.model.device import for_inference
 from filbert.model.native import SWITCH, NativeEncoder, attach, close, serves, why_not
-from filbert.model.native_library import NO_AMX, NO_AVX512, library_float32
+from filbert.model.native_library import NO_AVX512, NO_UNITS, TILES_SWITCH, VECTORS, library_float32
 from tests.numerics.test_native import BATCHES, CPU, PLAIN, SHAPES, batch, distance, encoder
 
 needs_native = pytest.mark.skipif(
@@ -230,15 +231,32 @@ def test_it_is_told_why_not(
     assert "no native encoder: no AVX-512 here" in caplog.text
 
 
-@pytest.mark.parametrize(("level", "tiles", "vectors"), [(0, 0, 0), (2, 0, 1), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("tiles", "vectors", "switch", "chosen"),
+    [
+        (0, 0, None, NO_UNITS), (2, 2, None, NO_UNITS), (2, 3, None, "vectors"),
+        (3, 3, None, "tiles"), (3, 3, "0", "vectors"), (3, 3, "1", "tiles"),
+    ],
+)  # fmt: skip
 def test_what_a_processor_offers(
-    level: int, tiles: int, vectors: int, monkeypatch: pytest.MonkeyPatch
+    tiles: int, vectors: int, switch: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Library:
-        def filbert_native_level(self) -> int:
-            return level
+        def __init__(self, name: str, level: int) -> None:
+            self.name, self.filbert_native_level = name, lambda: level
 
-    lib = Library()
-    monkeypatch.setattr(native_library, "opened", lambda: lib)
-    assert native_library.library.__wrapped__() == (lib if tiles else NO_AMX)
-    assert native_library.library_float32.__wrapped__() == (lib if vectors else NO_AVX512)
+    libs = {"tiles": Library("tiles", tiles), "vectors": Library("vectors", vectors)}
+
+    def opened(path: Path | None = None) -> Library:
+        return libs["vectors" if path == VECTORS else "tiles"]
+
+    monkeypatch.setattr(native_library, "opened", opened)
+    if switch is not None:
+        monkeypatch.setenv(TILES_SWITCH, switch)
+    found = native_library.library.__wrapped__()
+    assert found == libs.get(chosen, chosen)
+    monkeypatch.setattr(native_library, "library", lambda: found)
+    if found in libs.values():
+        assert ("AMX" in native_library.units()) == (chosen == "tiles")
+    single = native_library.library_float32.__wrapped__()
+    assert single == (libs["tiles"] if tiles & 2 else NO_AVX512)

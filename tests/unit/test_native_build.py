@@ -14,7 +14,7 @@ import pytest
 
 from filbert import doctor
 from filbert.model import native_library
-from filbert.model.native_library import ABI, LIBRARY, NO_AMX, opened
+from filbert.model.native_library import ABI, LIBRARY, NO_UNITS, VECTORS, opened
 
 ROOT = Path(__file__).resolve().parents[2]
 on_linux = pytest.mark.skipif(
@@ -36,7 +36,8 @@ def build() -> ModuleType:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with a library of before, and a search path without compilers."""
     (tmp_path / "filbert/native").mkdir(parents=True)
-    (tmp_path / "filbert/native/libencoder.so").write_text("old")
+    for library in (LIBRARY, VECTORS):
+        (tmp_path / "filbert/native" / library.name).write_text("old")
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("CXX", raising=False)
@@ -58,9 +59,19 @@ def test_the_first_compiler_that_can_do_it(build: ModuleType, tree: Path) -> Non
     compiler(tree, "c++", BAD)
     compiler(tree, "g++", GOOD)
     compiler(tree, "clang++", BAD)
-    assert build.compile_library(tree) is None
-    assert (tree / build.LIBRARY).read_text() == "new\n"
-    assert [path.name for path in (tree / "filbert/native").iterdir()] == ["libencoder.so"]
+    assert build.compile_libraries(tree) is None
+    assert all((tree / library).read_text() == "new\n" for library in build.LIBRARIES)
+    left = sorted(path.name for path in (tree / "filbert/native").iterdir())
+    assert left == ["libencoder.so", "libvectors.so"]
+
+
+@on_linux
+def test_a_compiler_that_can_do_one_of_two_is_none(build: ModuleType, tree: Path) -> None:
+    half = f'case "$*" in *FILBERT_VECTORS*) {BAD};; esac; {GOOD}'
+    compiler(tree, "c++", half)
+    assert build.compile_libraries(tree) == "c++ failed: error: no AMX in this one"
+    left = [path.name for path in (tree / "filbert/native").iterdir()]
+    assert left == ["not_compiled.txt"]
 
 
 @on_linux
@@ -70,28 +81,28 @@ def test_where_none_can_the_reasons_stay_and_no_old_library(
     compiler(tree, "c++", BAD)
     compiler(tree, "clang++", "exit 1")
     reason = "c++ failed: error: no AMX in this one; clang++ failed: no message"
-    assert build.compile_library(tree) == reason
-    assert not (tree / build.LIBRARY).exists()
+    assert build.compile_libraries(tree) == reason
+    assert not any((tree / library).exists() for library in build.LIBRARIES)
     kept = tree / build.NOT_COMPILED
     assert kept.read_text("utf-8") == f"{reason}\n"
-    monkeypatch.setattr(native_library, "LIBRARY", tree / build.LIBRARY)
+    monkeypatch.setattr(native_library, "LIBRARY", tree / "filbert/native" / LIBRARY.name)
     monkeypatch.setattr(native_library, "NOT_COMPILED", kept)
     assert f"without its native encoder ({reason})" in str(opened.__wrapped__())
     compiler(tree, "mine", GOOD)
     monkeypatch.setenv("CXX", str(tree / "bin/mine"))
-    assert build.compile_library(tree) is None and not kept.exists()
+    assert build.compile_libraries(tree) is None and not kept.exists()
     monkeypatch.setenv("CXX", "absent-compiler")
-    assert "absent-compiler could not be run" in build.compile_library(tree)
+    assert "absent-compiler could not be run" in build.compile_libraries(tree)
 
 
 @on_linux
 def test_where_there_is_no_compiler(build: ModuleType, tree: Path) -> None:
-    assert "no C++ compiler found" in build.compile_library(tree)
+    assert "no C++ compiler found" in build.compile_libraries(tree)
     assert "no C++ compiler found" in (tree / build.NOT_COMPILED).read_text("utf-8")
 
 
 def test_the_names_are_those_of_the_package(build: ModuleType) -> None:
-    assert ROOT / build.LIBRARY == native_library.LIBRARY
+    assert {ROOT / library for library in build.LIBRARIES} == {LIBRARY, VECTORS}
     assert ROOT / build.NOT_COMPILED == native_library.NOT_COMPILED
 
 
@@ -120,10 +131,11 @@ def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "C++ compiler" in found.advice
     monkeypatch.setattr(native_library, "LIBRARY", Path(__file__))
     assert doctor.native_finding().advice == "Install filbert again: that compiles it."
-    monkeypatch.setattr(native_library, "library", lambda: NO_AMX)
+    monkeypatch.setattr(native_library, "library", lambda: NO_UNITS)
     assert doctor.native_finding().state == "ok"
     monkeypatch.setattr(native_library, "library_float32", lambda: object())
-    assert doctor.native_finding().value == f"ready for float32 (AVX-512); bf16 and int8: {NO_AMX}"
+    told = f"ready for float32 (AVX-512); bf16 and int8: {NO_UNITS}"
+    assert doctor.native_finding().value == told
     monkeypatch.setattr(native_library, "library_float32", lambda: "it is older")
     monkeypatch.setattr(native_library, "library", lambda: "it is older")
     flags.clear()

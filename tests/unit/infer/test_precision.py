@@ -10,6 +10,7 @@ import torch
 from filbert.errors import UsageError
 from filbert.infer.evaluate import changes, evaluate
 from filbert.infer.predict import load
+from filbert.model import device
 from filbert.model.device import choose_precision
 from filbert.model.native import library
 
@@ -44,8 +45,35 @@ def test_evaluate_holds_int8_to_float32(tmp_path: Path) -> None:
     assert load(base, precision="int8").dtype == torch.int8
 
 
+@pytest.mark.parametrize(
+    ("feature", "maker", "chosen"),
+    [
+        ("AMX", "GenuineIntel", torch.bfloat16),
+        ("AVX-512-BF16", "AuthenticAMD", torch.bfloat16),
+        ("AVX-512-BF16", "", torch.bfloat16),
+        ("AVX-512-BF16", "GenuineIntel", torch.float32),
+    ],
+)
+def test_bf16_is_chosen_where_it_pays(
+    feature: str, maker: str, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(device, "native_bf16", lambda _: (True, feature))
+    monkeypatch.setattr(device, "vendor", lambda: maker)
+    assert choose_precision("auto", cpu)[0] == chosen
+    assert choose_precision("bf16", cpu)[0] == torch.bfloat16  # whoever asks for it has it
+
+
+def test_the_maker_is_what_the_kernel_says(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\n", "utf-8")
+    assert device.vendor(told) == "AuthenticAMD"
+    told.write_text("Processor: ARMv8\n", "utf-8")
+    assert device.vendor(told) == device.vendor(tmp_path / "none") == ""
+
+
 def test_int8_without_the_native_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filbert.model.native.library", lambda: "this processor has no AMX")
+    monkeypatch.setattr("filbert.model.native_library.library", lambda: "this processor has no AMX")
     with pytest.raises(UsageError, match="int8 needs the native encoder: this processor has no"):
         choose_precision("int8", torch.device("cpu"))
     with pytest.raises(UsageError, match="expected auto, float32, bf16 or int8"):

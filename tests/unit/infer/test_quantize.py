@@ -143,7 +143,7 @@ def test_what_cannot_be_done_is_told(place: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UsageError, match="--score-column: a model of the task classify has no"):
             quantize(asked(place, "out", score_column="score"))
     monkeypatch.setattr(native, "library", lambda: "this processor or kernel has no AMX")
-    with pytest.raises(FilbertError, match=r"has no AMX\. Run this on a machine with AMX"):
+    with pytest.raises(FilbertError, match=r"has no AMX\. Run this on a machine with AMX or"):
         quantize(asked(place, "out"))
     assert not (place / "out").exists()
 

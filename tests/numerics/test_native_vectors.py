@@ -1,0 +1,62 @@
+"""What is compiled for processors without AMX, held to the same twins by the same tests.
+
+On a machine with AMX they run once more, in a process that leaves the tiles out; on one without
+it, test_native.py and its neighbours run on vectors anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from filbert.model import native
+from filbert.model.native import NativeEncoder
+from filbert.model.native_library import TILES_SWITCH, VECTORS, library, opened, units
+from tests.numerics.test_native import PLAIN, batch, encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+vectors = opened(VECTORS)
+needs_both = pytest.mark.skipif(
+    isinstance(vectors, str) or not vectors.filbert_native_level() & 1 or library() is not opened(),
+    reason="this processor has not both AMX and AVX-512-BF16, or no library was compiled",
+)
+CHOSEN = "slow_twin or far_from_zero or of_the_twin or same_masks or alone or extreme or same_bits"
+
+
+@needs_both
+@pytest.mark.parametrize("name", ["native", "native_train", "native_words", "native_write"])
+def test_the_same_tests_without_tiles(name: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", f"tests/numerics/test_{name}.py", "-k", CHOSEN]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider"], cwd=ROOT, env={**os.environ, TILES_SWITCH: "0"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "skipped" not in done.stdout and " passed" in done.stdout
+
+
+@needs_both
+def test_it_is_said_what_multiplies() -> None:
+    assert units() == "AMX"
+    code = "from filbert.model.native_library import units; print(units())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, TILES_SWITCH: "0"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "AVX-512-BF16 and VNNI"
+
+
+@needs_both
+@pytest.mark.parametrize("hidden", [64, 160])  # 160: products of an odd number of int8 steps
+def test_whole_numbers_add_up_to_the_same(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # int8 sums are exact, so one layer whose attention sees a single token has the same bits
+    model = encoder(**{**PLAIN, "hidden_size": hidden, "num_hidden_layers": 1})
+    given = batch([1] * 40, 99)
+    tiles = NativeEncoder(model, 15)(**given, threads=1)
+    monkeypatch.setattr(native, "library", lambda: vectors)
+    assert torch.equal(NativeEncoder(model, 15)(**given, threads=1), tiles)
