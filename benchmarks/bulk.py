@@ -113,6 +113,8 @@ def draw(samples: list[dict[str, float]], found: dict[str, Any], target: Path) -
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    while samples and not samples[-1]["written"]:  # the finished file has another name
+        samples = samples[:-1]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     seconds = [sample["seconds"] for sample in samples]
     left.plot(seconds, [sample["bytes"] / 2**20 for sample in samples])

@@ -14,7 +14,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "SIZE": "200",
-    "BUDGET": "5s",
+    "WORDS": "4s",
+    "PAIRS": "4s",
     "EPOCHS": "1",
     "RECIPE": str(ROOT / "recipes" / "bert-tiny.toml"),
     "PREPARE_ARGS": "--holdout 0.2 --processes 1",
@@ -56,9 +57,9 @@ def test_cpu_leads_from_text_to_a_fine_tuned_model_and_does_nothing_twice(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     tasks = [
         json.loads((tmp_path / "out" / name / "filbert.json").read_text())["task"]
-        for name in ("model", "tuned")
+        for name in ("words", "model", "tuned")
     ]
-    assert tasks == ["pretrain", "classify"]
+    assert tasks == ["fill", "pretrain", "classify"]  # words alone; pairs too
 
     files = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
     times = [path.stat().st_mtime_ns for path in files]
