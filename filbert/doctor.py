@@ -333,8 +333,8 @@ def native_finding() -> Finding:
     if not isinstance(found, str):
         return Finding("native encoder", f"ready ({units()}: bf16 and int8; AVX-512: float32)")
     if not isinstance(library_float32(), str):
-        return Finding("native encoder", f"ready for float32 (AVX-512); bf16 and int8: {found}")
-    if found == NO_UNITS or not {"amx_bf16", "avx512_bf16"} & set(processor()[1] or []):
+        found = f"ready for float32 (AVX-512); bf16 and int8: {found}"
+    if NO_UNITS in found or not {"amx_bf16", "avx512_bf16"} & set(processor()[1] or []):
         return Finding("native encoder", found)
     advice = "Install filbert again: that compiles it."
     if not LIBRARY.is_file():

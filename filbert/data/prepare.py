@@ -46,11 +46,14 @@ from filbert.data.prepare_folder import (
     clear_shards,
     goes_on,
     refuse_changes,
+    remove,
 )
 from filbert.data.prepare_options import FREE, PrepareOptions
 from filbert.data.prepare_work import WORK, Record, State, Streams, read_state, write_shard
 from filbert.data.shards import (
+    FILES,
     FORMAT,
+    INDEX,
     MANIFEST,
     SPLITS,
     VOCAB,
@@ -58,6 +61,7 @@ from filbert.data.shards import (
     Manifest,
     ShardEntry,
     Split,
+    check_files,
     digest,
     open_shards,
     read_manifest,
@@ -69,6 +73,7 @@ from filbert.text import BertTokenizer
 from filbert.text.extend import is_chinese
 
 COMMIT_SECONDS = 10.0  # between notes of how far it is
+READ_TOKENS = 2**30  # of finished shards that are read against their checksums before it goes on
 MANY_UNKNOWN = 0.05  # share of [UNK] among the tokens that is told
 _BEGIN = Place(0, 0)
 _CHUNK = 400_000  # characters that one process takes at a time
@@ -137,7 +142,7 @@ def _begin(
     work.mkdir(exist_ok=True)
     clear_leftovers(work)
     vocab = work / VOCAB
-    shutil.rmtree(vocab, ignore_errors=True)
+    remove(vocab)
     tokenizer.save_pretrained(vocab)
     return {
         "filbert": filbert.__version__,
@@ -169,6 +174,8 @@ def _prepare(
         clear_shards(out)  # of a call that was killed before it noted anything
     else:
         refuse_changes(state.record.model_dump(), record, out)
+        tokens = sum(entry.tokens for entry in state.shards)
+        check_files(out, state.shards, FILES if tokens <= READ_TOKENS else INDEX)
     plan = ChunkPlan(
         vocab=str(work / VOCAB),
         markup=options.markup,

@@ -38,6 +38,12 @@ def check_folder(out: Path, options: PrepareOptions) -> None:
             f"--overwrite: --vocab {vocab} lies in --out {out} and would be deleted; choose "
             "another folder for the shards"
         )
+    wrong = [name for name in names if name in ours and _wrong_kind(out / name)]
+    wrong += [name for name in names if NAME.fullmatch(name) and not (out / name).is_dir()]
+    if wrong and not options.overwrite:
+        raise UsageError(
+            f"--out {out}: {wrong[0]} is not what was written there; --overwrite replaces it"
+        )
     begun = (out / MANIFEST).is_file() or (out / WORK).is_dir()
     if names and not begun and not options.overwrite and any(NAME.fullmatch(n) for n in names):
         raise UsageError(f"--out {out} holds shards without a manifest; --overwrite replaces them")
@@ -49,11 +55,23 @@ def _is_leftover(name: str) -> bool:
 
 def clear(out: Path) -> None:
     """Take away what an earlier call wrote, the manifest first."""
-    (out / MANIFEST).unlink(missing_ok=True)
+    remove(out / MANIFEST)
     clear_shards(out)
     for name in (WORK, VOCAB):
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
+        remove(out / name)
+
+
+def remove(path: Path) -> None:
+    """Take away what stands there, if anything: a folder, a file or a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _wrong_kind(path: Path) -> bool:
+    """Whether one of the names that are ours is a file in place of a folder, or the reverse."""
+    return not (path.is_dir() if path.name in (WORK, VOCAB) else path.is_file())
 
 
 def beside(out: Path) -> Path:
@@ -81,7 +99,7 @@ def goes_on(folder: Path, record: dict[str, Any]) -> bool:
             Streams(folder / WORK, state.streams)
             before = state.record.model_dump()
         refuse_changes(before, record, folder)
-    except (FilbertError, KeyError, TypeError, AttributeError):
+    except (FilbertError, KeyError, TypeError, AttributeError, IndexError):
         return False
     return True
 
@@ -89,8 +107,8 @@ def goes_on(folder: Path, record: dict[str, Any]) -> bool:
 def clear_shards(out: Path) -> None:
     """Take the shards away."""
     for path in sorted(out.iterdir()):
-        if path.is_dir() and NAME.fullmatch(path.name):
-            shutil.rmtree(path)
+        if NAME.fullmatch(path.name):
+            remove(path)
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:

@@ -11,6 +11,7 @@ full shard is written beside, put into its place by one rename, and its streams 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from filbert.layout import plain, strict_json
 
 WORK = ".work"
 STATE = "state.json"
+OWN = "sha256"  # of state.json without it
 _BLOCK = 1 << 20  # bytes copied in one go; divisible by 8, and by the keys of a document
 
 
@@ -154,7 +156,8 @@ class Streams:
             with writing(self.folder / name):
                 file.flush()
                 os.fsync(file.fileno())
-        write_file(self.folder / STATE, json.dumps(state.model_dump()))
+        noted = state.model_dump()
+        write_file(self.folder / STATE, json.dumps({**noted, OWN: _digest_of(noted)}))
 
     def close(self) -> None:
         """Close the files, whatever they say: what was not committed does not count."""
@@ -236,10 +239,19 @@ def writing(path: Path) -> Iterator[None]:
 def read_state(folder: Path) -> State | None:
     """The state of an unfinished call, None if there is none."""
     path = folder / STATE
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        return State.model_validate(strict_json(path.read_bytes(), what=str(path)))
+        found = strict_json(path.read_bytes(), what=str(path))
+        own = found.pop(OWN, None) if isinstance(found, dict) else None
+        state = State.model_validate(found)
+        if own != _digest_of(found):
+            raise FilbertError(f"{path} is damaged: it does not match its own checksum")
+        return state
+    except OSError as error:
+        raise FilbertError(
+            f"could not read {path}: {error.strerror or error}; start again with --overwrite"
+        ) from None
     except FilbertError as error:
         raise FilbertError(f"{error}; start again with --overwrite") from None
     except ValidationError as error:
@@ -249,3 +261,8 @@ def read_state(folder: Path) -> State | None:
             f"{path} is damaged, or of another version of filbert ('{plain(where)}': "
             f"{plain(first['msg'])}); start again with --overwrite"
         ) from None
+
+
+def _digest_of(noted: dict[str, Any]) -> str:
+    """The same for a state that was read back."""
+    return hashlib.sha256(json.dumps(noted).encode()).hexdigest()

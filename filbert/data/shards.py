@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,15 +152,15 @@ def open_shards(
     manifest = read_manifest(place)
     _check_vocab(place, manifest)
     if verify != "sizes":
-        check_files(place, manifest, FILES if verify == "full" else INDEX)
+        check_files(place, manifest.shards, FILES if verify == "full" else INDEX)
     shards = [_open_shard(place / entry.name, entry, manifest) for entry in manifest.shards]
     return Shards(place, manifest, shards)
 
 
-def check_files(folder: Path, manifest: Manifest, names: tuple[str, ...] = FILES) -> None:
-    """Read the files with these names of every shard. Raises `FilbertError` naming the first whose
+def check_files(folder: Path, shards: Iterable[ShardEntry], names: tuple[str, ...] = FILES) -> None:
+    """Read the files with these names of these shards. Raises `FilbertError` naming the first whose
     content is not what its checksum says."""
-    for entry in manifest.shards:
+    for entry in shards:
         for name in names:
             path = folder / entry.name / name
             if not path.is_file():

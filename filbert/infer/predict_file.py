@@ -354,7 +354,10 @@ def _begin(
         try:
             earlier = json.loads(beside.read_text("utf-8"))
         except (OSError, ValueError):
-            earlier = {}
+            raise UsageError(
+                f"{partial} has no {beside.name} beside it that says what it belongs to; "
+                "--overwrite begins anew"
+            ) from None
         for part, words in (("source", "input file"), ("model", "model"), ("options", "options")):
             if earlier.get(part) != stamp[part]:
                 raise UsageError(

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import logging
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -62,17 +63,21 @@ def opened(path: Path | None = None) -> ctypes.CDLL | str:
         reason = "no C++ compiler at that time"
         if NOT_COMPILED.is_file():
             reason = NOT_COMPILED.read_text(encoding="utf-8").strip()
+        elif path != LIBRARY and LIBRARY.is_file():
+            reason = f"{path.name} is missing"
         return f"filbert was installed without its native encoder ({reason})"
     try:
+        if (wrong := _cut(path)) is not None:
+            return f"the native encoder does not load: {wrong}; install filbert again"
         lib = ctypes.CDLL(str(path))
     except OSError as error:
         return f"the native encoder does not load: {error}"
     abi = getattr(lib, "filbert_native_abi", None)
     if abi is None or abi() != ABI:
-        was = "older" if abi is None else f"version {abi()}"
+        was = "older, or another library," if abi is None else f"version {abi()}"
         return (
-            f"the compiled native encoder is {was} where this filbert needs version {ABI}; install "
-            "filbert again, which compiles it"
+            f"the compiled native encoder, {path.name}, is {was} where this filbert needs version "
+            f"{ABI}; install filbert again, which compiles it"
         )
     number, real = ctypes.c_int, ctypes.c_float
     for name, result, arguments in (
@@ -119,6 +124,20 @@ def opened(path: Path | None = None) -> ctypes.CDLL | str:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
+
+
+def _cut(path: Path) -> str | None:
+    """What is wrong with the end of a library, in words: to load one that was cut off would end the
+    process. Its table of sections comes last (ELF-64, figure 3: `e_shoff`, `e_shentsize`,
+    `e_shnum`)."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        return f"{path.name} is no library for this system"
+    (offset,) = struct.unpack_from("<Q", head, 0x28)
+    size, count = struct.unpack_from("<HH", head, 0x3A)
+    here, whole = path.stat().st_size, offset + size * count
+    return f"{path.name} has {here:,} of {whole:,} bytes" if here < whole else None
 
 
 def failure(code: int, *, memory: str, threads: int) -> Exception:

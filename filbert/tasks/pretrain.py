@@ -67,7 +67,7 @@ def verify(shards: Shards) -> list[str]:
     makes of a token is trained on silently. Raises `FilbertError` naming a damaged file; returns
     what is to be told where there is more."""
     if shards.size <= VERIFIED:
-        check_files(shards.folder, shards.manifest)
+        check_files(shards.folder, shards.manifest.shards)
         return []
     return [
         f"the shards have {shards.size / 1e9:,.1f} GB: their sizes were checked, their checksums "

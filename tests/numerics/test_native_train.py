@@ -25,7 +25,7 @@ from filbert.model.attention import pack_layout
 from filbert.model.bert import BertEncoder, BertForMaskedLM, BertForSequenceClassification
 from filbert.model.config import BertConfig
 from filbert.model.device import training_path
-from filbert.model.native_library import library
+from filbert.model.native_library import library, units
 from filbert.model.native_train import (
     SWITCH,
     NativeStack,
@@ -434,7 +434,7 @@ def test_the_log_says_which_path_trains(monkeypatch: pytest.MonkeyPatch) -> None
     config = BertConfig(vocab_size=50, num_hidden_layers=1, **SHAPES["plain"])
     model = BertForSequenceClassification(config)
     assert "no native training" in str(training_path(model))
-    assert "AMX" in str(training_path(model.bfloat16()))
+    assert f"native forward and backward ({units()})" in str(training_path(model.bfloat16()))
     monkeypatch.setattr(model.bert.encoder.layer[0].output, "_compiled_call_impl", len)
     assert "--compile" in str(training_path(model))
     monkeypatch.setenv(SWITCH, "0")

@@ -116,8 +116,22 @@ def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
     assert not isinstance(opened.__wrapped__(), str)
     monkeypatch.setattr(native_library, "ABI", ABI + 1)
     told = str(opened.__wrapped__())
-    assert f"is version {ABI} where this filbert needs version {ABI + 1}" in told
+    assert f"libencoder.so, is version {ABI} where this filbert needs version {ABI + 1}" in told
     assert "install filbert again" in told
+
+
+@pytest.mark.skipif(not LIBRARY.is_file(), reason="no compiled library here")
+@pytest.mark.parametrize("bytes_kept", [0, 63, 100, 100_000])
+def test_a_library_that_was_cut_off_is_told(tmp_path: Path, bytes_kept: int) -> None:
+    cut = tmp_path / "libvectors.so"
+    cut.write_bytes(LIBRARY.read_bytes()[:bytes_kept])
+    told = str(opened.__wrapped__(cut))
+    assert "does not load: libvectors.so" in told and told.endswith("install filbert again")
+
+
+def test_a_missing_second_library_is_named(tmp_path: Path) -> None:
+    if LIBRARY.is_file():
+        assert "(libvectors.so is missing)" in str(opened.__wrapped__(tmp_path / "libvectors.so"))
 
 
 def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,6 +150,8 @@ def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(native_library, "library_float32", lambda: object())
     told = f"ready for float32 (AVX-512); bf16 and int8: {NO_UNITS}"
     assert doctor.native_finding().value == told
+    monkeypatch.setattr(native_library, "library", lambda: "libvectors.so is older")
+    assert doctor.native_finding().state == "warn"
     monkeypatch.setattr(native_library, "library_float32", lambda: "it is older")
     monkeypatch.setattr(native_library, "library", lambda: "it is older")
     flags.clear()

@@ -339,11 +339,20 @@ def test_damaged_unfinished_work_is_told(
             with pytest.raises(FilbertError, match=f"{path.name} is {told}.*--overwrite"):
                 prepare(given, quiet=True)
         path.write_bytes(whole)
+    shard = next((tmp_path / "o").glob("train-*/tokens.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(FilbertError, match=r"tokens.npy is damaged.*--overwrite"):
+        prepare(given, quiet=True)
+    shard.unlink()
+    with pytest.raises(FilbertError, match=r"tokens.npy is damaged: it is not there.*--overwrite"):
+        prepare(given, quiet=True)
+    shard.write_bytes(whole)
     state = work / "state.json"
     whole_state = json.loads(state.read_text("utf-8"))
     cases: list[Any] = [{}, [], None, {**whole_state, "place": [0]}, {**whole_state, "more": 1}]
     cases += [{**whole_state, "streams": {"hashes": {"length": -16}}}]
-    cases += [{**whole_state, "record": {}}]
+    cases += [{**whole_state, "record": {}}, {**whole_state, "place": [0, 1, 1]}]
     for case in [*map(json.dumps, cases), "{"]:
         state.write_text(case, "utf-8")
         with pytest.raises(FilbertError, match=r"state.json is damaged.*--overwrite"):
@@ -374,6 +383,30 @@ def test_a_changed_corpus_or_option_is_refused(
     prepare(given, quiet=True)
     prepare(given.model_copy(update={"out": str(tmp_path / "p")}), quiet=True)
     assert content(tmp_path / "o") == content(tmp_path / "p")
+
+
+def test_what_is_no_folder_of_ours_is_told_and_replaced(
+    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write(tmp_path / "c.jsonl", texts_of(300))
+    given = options(corpus, vocab, tmp_path / "whole", shard_tokens=3000)
+    prepare(given, quiet=True)
+    for name in (".work", "vocab", "train-00001", "manifest.json", ".work/state.json"):
+        out = tmp_path / name.replace("/", "-").strip(".")
+        given = options(corpus, vocab, out, shard_tokens=3000)
+        interrupted(given, monkeypatch, after=100)
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        if path.suffix == ".json":
+            path.mkdir()
+        else:
+            path.write_text("mine", "utf-8")
+        with pytest.raises(FilbertError, match=r"--overwrite"):
+            prepare(given, quiet=True)
+        prepare(given.model_copy(update={"overwrite": True}), quiet=True)
+        assert content(out) == content(tmp_path / "whole"), name
 
 
 def test_a_full_disk_is_told_and_the_same_call_goes_on(tmp_path: Path, vocab: Path) -> None:

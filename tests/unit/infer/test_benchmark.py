@@ -24,7 +24,7 @@ from filbert.infer.benchmark_options import PEERS, BenchmarkOptions
 from filbert.infer.benchmark_picture import as_markdown, draw
 from filbert.infer.export import export
 from filbert.infer.export_options import ExportOptions
-from filbert.model.native import library
+from filbert.model.native_library import library, units
 from tests.tiny_bundle import tiny_bundle, tiny_encoder
 
 TEXTS = ["free prize call now", "lunch at home", "the river bank", "it", "i like the bank!"]
@@ -140,7 +140,7 @@ def test_timed_rounds_have_no_hooks_and_know_no_words(
 @pytest.mark.skipif(isinstance(library(), str), reason=f"no native encoder here: {library()}")
 def test_int8_is_measured(classifier: Path, texts: str) -> None:
     report = bench.benchmark(options(classifier, texts, precision="int8"))
-    assert report["precision"] == "int8" and report["path"] == "native encoder (AMX)"
+    assert report["precision"] == "int8" and report["path"] == f"native encoder ({units()})"
     assert report["arms"]["filbert"]["share_of_ceiling"]["median"] > 0
 
 
