@@ -28,6 +28,8 @@ VOCABULARY = [
     *"你好世界银行",
 ]
 
+TEXTS = ["free prize call now", "lunch home", "", "the river bank", "你好世界", "Zebra!", "a " * 9]
+
 
 def tiny_config(**changes: object) -> BertConfig:
     values: dict[str, object] = {

@@ -41,6 +41,7 @@ from filbert.data.prepare_chunk import Chunk, ChunkPlan
 from filbert.data.prepare_feed import Feed, Place, chunks_of, fingerprints, results
 from filbert.data.prepare_folder import (
     beside,
+    check_finished,
     check_folder,
     clear,
     clear_shards,
@@ -51,9 +52,7 @@ from filbert.data.prepare_folder import (
 from filbert.data.prepare_options import FREE, PrepareOptions
 from filbert.data.prepare_work import WORK, Record, State, Streams, read_state, write_shard
 from filbert.data.shards import (
-    FILES,
     FORMAT,
-    INDEX,
     MANIFEST,
     SPLITS,
     VOCAB,
@@ -61,7 +60,6 @@ from filbert.data.shards import (
     Manifest,
     ShardEntry,
     Split,
-    check_files,
     digest,
     open_shards,
     read_manifest,
@@ -73,7 +71,6 @@ from filbert.text import BertTokenizer
 from filbert.text.extend import is_chinese
 
 COMMIT_SECONDS = 10.0  # between notes of how far it is
-READ_TOKENS = 2**30  # of finished shards that are read against their checksums before it goes on
 MANY_UNKNOWN = 0.05  # share of [UNK] among the tokens that is told
 _BEGIN = Place(0, 0)
 _CHUNK = 400_000  # characters that one process takes at a time
@@ -174,8 +171,7 @@ def _prepare(
         clear_shards(out)  # of a call that was killed before it noted anything
     else:
         refuse_changes(state.record.model_dump(), record, out)
-        tokens = sum(entry.tokens for entry in state.shards)
-        check_files(out, state.shards, FILES if tokens <= READ_TOKENS else INDEX)
+        check_finished(out, state)
     plan = ChunkPlan(
         vocab=str(work / VOCAB),
         markup=options.markup,

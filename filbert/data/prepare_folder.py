@@ -13,9 +13,20 @@ from typing import Any
 
 from filbert.atomic import LOCK
 from filbert.data.prepare_options import PrepareOptions
-from filbert.data.prepare_work import WORK, Streams, read_state
-from filbert.data.shards import MANIFEST, NAME, VOCAB, open_shards, read_manifest
+from filbert.data.prepare_work import WORK, State, Streams, read_state
+from filbert.data.shards import (
+    FILES,
+    INDEX,
+    MANIFEST,
+    NAME,
+    VOCAB,
+    check_files,
+    open_shards,
+    read_manifest,
+)
 from filbert.errors import FilbertError, UsageError
+
+READ_TOKENS = 2**30  # of finished shards that are read whole before unfinished work goes on
 
 
 def check_folder(out: Path, options: PrepareOptions) -> None:
@@ -97,11 +108,19 @@ def goes_on(folder: Path, record: dict[str, Any]) -> bool:
             if state is None:
                 return False
             Streams(folder / WORK, state.streams)
+            check_finished(folder, state)
             before = state.record.model_dump()
         refuse_changes(before, record, folder)
     except (FilbertError, KeyError, TypeError, AttributeError, IndexError):
         return False
     return True
+
+
+def check_finished(folder: Path, state: State) -> None:
+    """Hold the finished shards of unfinished work to their checksums: all their files, or the index
+    alone where they are many. Raises `FilbertError` naming the first that is damaged."""
+    few = sum(entry.tokens for entry in state.shards) <= READ_TOKENS
+    check_files(folder, state.shards, FILES if few else INDEX)
 
 
 def clear_shards(out: Path) -> None:

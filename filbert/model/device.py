@@ -1,7 +1,7 @@
 """Which device and which precision to compute in, and why.
 
-bf16 is chosen only where the processor multiplies it natively (a GPU, AMX or AVX-512-BF16);
-elsewhere it is emulated and many times slower than float32.
+bf16 is chosen only where the processor multiplies it natively and faster than float32 (a GPU, AMX,
+or AVX-512-BF16 of another maker than Intel); elsewhere it is emulated and many times slower.
 """
 
 from __future__ import annotations

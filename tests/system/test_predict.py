@@ -26,19 +26,7 @@ from filbert.infer.predict import Classifier, answer_text, load, windows
 from filbert.infer.predict_file import predict_file
 from filbert.infer.predict_options import PredictOptions
 from filbert.model.bert import BertModel
-from tests.tiny_bundle import tiny_bundle, tiny_encoder
-
-TEXTS = ["free prize call now", "lunch home", "", "the river bank", "你好世界", "Zebra!", "a " * 9]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "sms")
-
-
-@pytest.fixture(scope="module")
-def classifier(bundle: Path) -> Classifier:
-    return load(bundle, device="cpu", precision="float32")
+from tests.tiny_bundle import TEXTS, tiny_bundle, tiny_encoder
 
 
 def reference_logits(bundle: Path, text: str, pair: str | None = None) -> np.ndarray[Any, Any]:

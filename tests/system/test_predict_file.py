@@ -17,21 +17,9 @@ import pytest
 
 from filbert.errors import FilbertError, UsageError
 from filbert.infer import predict_file as files
-from filbert.infer.predict import Classifier, load
+from filbert.infer.predict import Classifier
 from filbert.infer.predict_file import predict_file
-from tests.tiny_bundle import tiny_bundle
-
-TEXTS = ["free prize call now", "lunch home", "", "the river bank", "你好世界", "Zebra!", "a " * 9]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "sms")
-
-
-@pytest.fixture(scope="module")
-def classifier(bundle: Path) -> Classifier:
-    return load(bundle, device="cpu", precision="float32")
+from tests.tiny_bundle import TEXTS
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

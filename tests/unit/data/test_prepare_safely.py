@@ -97,20 +97,22 @@ def test_a_broken_off_replacement_goes_on(
 
     monkeypatch.setattr(prepare_module._Gatherer, "take", take)
     monkeypatch.setattr(prepare_module, "COMMIT_SECONDS", 0.0)
-    for damage in (False, True):
+    for damage in ("", ".work/hashes", "train-00000/tokens.npy"):
         stop = True
         with pytest.raises(KeyboardInterrupt):
             prepare(given, quiet=True)
         assert content(out) == before
         if damage:
-            (new / ".work" / "hashes").write_bytes(b"")
+            assert (new / damage).is_file()
+            (new / damage).write_bytes(b"")
         stop, first = False, begun[0]
         begun.clear()
         prepare(given, quiet=True)
-        assert (begun[0] == first) == damage  # from the beginning
+        assert (begun[0] == first) == bool(damage)  # from the beginning
         begun.clear()
-        prepare(options(other, vocab, tmp_path / f"p{damage}"), quiet=True)
-        assert content(out) == content(tmp_path / f"p{damage}")
+        plain = tmp_path / f"plain{len(damage)}"
+        prepare(options(other, vocab, plain), quiet=True)
+        assert content(out) == content(plain)
         before = content(out)
         begun.clear()
     stop = True

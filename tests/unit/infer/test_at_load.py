@@ -164,7 +164,7 @@ def test_warm_up_computes_before_anybody_asks(
     model = load(bundle, device="cpu", precision="float32")
     assert rows == []
     with pytest.raises(UsageError, match="warm_up: expected True or False, got str 'no'"):
-        load(bundle, device="cpu", warm_up="no")  # type: ignore[arg-type]
+        load(bundle, device="cpu", **{"warm_up": "no"})
     load(bundle, device="cpu", precision="float32", warm_up=True)
     assert [len(row.split()) for row in rows] == [1, 20]
     rows.clear()
