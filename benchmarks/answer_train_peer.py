@@ -40,6 +40,7 @@ from filbert.tasks.answer_scores import score_answers
 
 WARMUP, WEIGHT_DECAY, CLIP = 0.1, 0.01, 1.0
 METRICS = ("f1", "exact_match")
+ARMS = ("filbert", "transformers")
 
 
 def find(folder: Path, name: str) -> Path:
@@ -177,7 +178,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         "| arm | F1 | EM | each F1 | steps | seconds of training |",
         "|---|---|---|---|---|---|",
     ]
-    for arm in ("filbert", "transformers"):
+    for arm in ARMS:
         own = [run for run in runs if run["arm"] == arm]
         if not own:
             continue
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=24, help="windows in a batch")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="one alone, say")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -211,7 +213,7 @@ def main() -> None:
     dev = first_rows(find(given.data, "dev-v1.1.json"), given.dev_rows)
     runs: list[dict[str, Any]] = []
     for seed in range(given.first_seed, given.first_seed + given.seeds):
-        for arm in ("filbert", "transformers")[:: -1 if seed % 2 else 1]:
+        for arm in given.arms[:: -1 if seed % 2 else 1]:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch)
                 if arm == "filbert":

@@ -68,7 +68,7 @@ EXPORT int filbert_native_level() {
     if (!__get_cpuid_count(1, 0, &a, &b, &c, &d)) return 0;
     const bool saved = c >> 27 & 1, fma = (c >> 12 & 1) && (c >> 29 & 1);  // OSXSAVE, FMA and F16C
     if (!saved || !fma || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-#ifndef FILBERT_VECTORS
+#if !defined(FILBERT_VECTORS) && !defined(FILBERT_EMULATED)
     const bool amx = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
 #endif
     const bool avx2 = (b >> 5 & 1) && (b >> 8 & 1);  // and BMI2
@@ -78,7 +78,7 @@ EXPORT int filbert_native_level() {
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if (!avx2 || !avx512 || (low & 0xe6) != 0xe6) return 0;  // the kernel keeps AVX-512 state
     if (!vbmi || !vnni || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 2;  // AVX-512-BF16
-#ifdef FILBERT_VECTORS
+#if defined(FILBERT_VECTORS) || defined(FILBERT_EMULATED)  // the latter by tests/native/amx.hpp
     return 3;
 #else
     if (!amx || (low >> 17 & 3) != 3) return 2;  // and the state of tiles

@@ -148,15 +148,16 @@ struct Parts {
                 const char* a = tiles + size_t(r / 16) * next;
                 float* sums = blocks[turn ^= 1];
                 if (mixed && rows - r > 16 && count == 32)
-                    product32_mixed(a, next, b, m.steps, sums, 128, ahead, lines,
+                    product32_mixed(a, next, b, m.steps, m.start(panel), sums, 128, ahead, lines,
                                     [&](int i) { take(last, i, row, column); });
                 else if (rows - r > 16 && count == 32)
-                    product32<int8>(a, next, b, m.steps, sums, 128, false, ahead, lines,
+                    product32<int8>(a, next, b, m.steps, rows - r, m.start(panel), sums, 128, false, ahead, lines,
                                     [&](int i) { take(last, i, row, column); });
                 else {
                     for (int i = 0; i < count; ++i) take(last, i, row, column);
-                    if (rows - r > 16) product32<int8>(a, next, b, m.steps, sums, 128, false, ahead, lines, [](int) {});
-                    else product16<int8>(a, b, m.steps, sums, 128);
+                    if (rows - r > 16)
+                        product32<int8>(a, next, b, m.steps, rows - r, m.start(panel), sums, 128, false, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, m.steps, rows - r, m.start(panel), sums, 128);
                 }
                 const float* scales = nullptr;
                 if constexpr (int8) scales = &s.scales[r];
@@ -274,8 +275,8 @@ struct Parts {
                     const char* a = tiles + size_t(r / 16) * next + size_t(k) * TILE;
                     float* at = sums_of(s, r, panel);
                     if (rows - r > 16 || go_on || steps < m.steps)
-                        product32<int8>(a, next, b, steps, at, 128, go_on, ahead, lines, [](int) {});
-                    else product16<int8>(a, b, steps, at, 128);
+                        product32<int8>(a, next, b, steps, rows - r, m.start(panel), at, 128, go_on, ahead, lines, [](int) {});
+                    else product16<int8>(a, b, steps, rows - r, m.start(panel), at, 128);
                 }
             }
         }
@@ -386,15 +387,10 @@ struct Parts {
         const __mmask32 rest = quick.masks[length % 32];
         for (int begin = 0; begin < queries; begin += 32) {
             const int count = std::min(32, queries - begin);
-            const bool two = count > 16;
             const char* a = q + size_t(begin) * stride;
             for (int j = 0; j < keys; j += 32) {
                 const char* b = kept + size_t(j / 32) * steps * 2 * TILE;
-                Square<false> block;
-                block.zero(two);
-                for (int d = 0; d < steps; ++d)
-                    block.step(a + d * 64, 16 * stride, stride, b + d * 2 * TILE, two, [] {});
-                block.store(scores + j, size_t(keys) * 4, two);
+                block32(a, 16 * stride, stride, 64, b, 2 * TILE, steps, count, scores + j, size_t(keys) * 4);
             }
             float inverse[32];
             for (int i = 0; i < count; ++i) {
@@ -417,11 +413,7 @@ struct Parts {
             alignas(64) float sums[32 * 32];
             for (int d = 0; d < size; d += 32) {
                 const char* b = values + size_t(d / 16) * TILE;
-                Square<false> block;
-                block.zero(two);
-                for (int j = 0; j < keys / 32; ++j)
-                    block.step(odds + size_t(j) * TILE, size_t(keys / 32) * TILE, 64, b + size_t(j) * (size / 16) * TILE, two, [] {});
-                block.store(sums, 128, two);
+                block32(odds, size_t(keys / 32) * TILE, 64, TILE, b, size_t(size / 16) * TILE, keys / 32, count, sums, 128);
                 const size_t column = size_t(head * size + d) / WIDE;
                 for (int i = 0; i < count; ++i) {
                     const int r = to + begin + i;

@@ -48,13 +48,9 @@ inline void stack_rows(const Pairs& pairs, const char* rows, size_t stride, int 
                       into + (size_t(j / 32) * (size / 16) + d / 16) * TILE);
 }
 
-// 32 x 32 sums. Left operand: rows of `stride` bytes, 64 bytes a step; or tiles, with a stride of 64
-// and TILE a step. Two tiles of the right operand each step, `b_step` bytes apart.
+// All 32 x 32 sums.
 inline void block32(const char* a, size_t lower, size_t stride, size_t a_step, const char* b, size_t b_step, int steps, float* sums) {
-    Square<false> block;
-    block.zero();
-    for (int k = 0; k < steps; ++k, a += a_step, b += b_step) block.step(a, lower, stride, b, true, [] {});
-    block.store(sums, 128);
+    block32(a, lower, stride, a_step, b, b_step, steps, 32, sums, 128);
 }
 
 // The context goes to rows `row` on of tiles `wide` columns wide.
@@ -76,10 +72,7 @@ inline void attend_forward(const HeadRows& h, const Dropout& drop, char* memory,
         settle();
         for (int j = 0; j < keys; j += 32) {
             const char* b = kept + size_t(j / 32) * steps * 2 * TILE;
-            Square<false> scored;
-            scored.zero();
-            for (int d = 0; d < steps; ++d) scored.step(a + d * 64, 16 * q_stride, q_stride, b + d * 2 * TILE, true, [] {});
-            scored.store(scores + j, size_t(keys) * 4);
+            block32(a, 16 * q_stride, q_stride, 64, b, 2 * TILE, steps, 32, scores + j, size_t(keys) * 4);
         }
         settle();
         float inverse[32];

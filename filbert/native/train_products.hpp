@@ -46,9 +46,9 @@ inline void sweep(const char* tiles, int rows, const char* panels, int steps, in
             const float* last = blocks[turn];
             turn ^= 1;
             if (column >= 0)
-                product32<false>(a, next, b, steps, blocks[turn], 128, false, ahead, lines,
+                product32<false>(a, next, b, steps, 32, nullptr, blocks[turn], 128, false, ahead, lines,
                                  [&](int i) { take(last + i * 32, row + i, column); });
-            else product32<false>(a, next, b, steps, blocks[turn], 128, false, ahead, lines, [](int) {});
+            else product32<false>(a, next, b, steps, 32, nullptr, blocks[turn], 128, false, ahead, lines, [](int) {});
             row = r, column = panel;
         }
     }
@@ -70,8 +70,8 @@ inline void add_up(const char* tiles, int rows, const char* panels, int steps, i
             const char* b = panels + (size_t(panel) * steps + k) * 2 * TILE;
             const char* ahead = b + size_t(steps) * 2 * TILE;
             for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * some * 64)
-                product32<false>(tiles + size_t(r / 16) * next + size_t(k) * TILE, next, b, some,
-                                 sums + size_t(r) * count * WIDE + panel * WIDE, stride, go_on || k > 0, ahead, lines, [](int) {});
+                product32<false>(tiles + size_t(r / 16) * next + size_t(k) * TILE, next, b, some, 32,
+                                 nullptr, sums + size_t(r) * count * WIDE + panel * WIDE, stride, go_on || k > 0, ahead, lines, [](int) {});
         }
     }
 }
@@ -118,7 +118,7 @@ inline void outer_panel(const Outer& o, int panel, int deep, bool first, char* m
         for (int block = 0; block < o.blocks; ++block) {
             float* sums = o.sums + (size_t(panel) * o.blocks + block) * 1024;
             const int lines = (64 + steps - 1) / steps;  // the sums of the next block
-            product32<false>(o.turned + (size_t(2 * block) * all + k) * TILE, size_t(all) * TILE, memory, steps, sums, 128,
+            product32<false>(o.turned + (size_t(2 * block) * all + k) * TILE, size_t(all) * TILE, memory, steps, 32, nullptr, sums, 128,
                              !first || k > 0, reinterpret_cast<const char*>(sums + 1024), lines, [](int) {});
         }
     }

@@ -37,9 +37,9 @@ inline void sweep_across(const char* tiles, int rows, const char* panels, int st
             const float* last = blocks[turn];
             turn ^= 1;
             if (row >= 0)
-                product32<false>(a, next, b, steps, blocks[turn], 128, false, nullptr, 0,
+                product32<false>(a, next, b, steps, 32, nullptr, blocks[turn], 128, false, nullptr, 0,
                                  [&](int i) { take(last + i * 32, row + i, column); });
-            else product32<false>(a, next, b, steps, blocks[turn], 128, false, nullptr, 0, [](int) {});
+            else product32<false>(a, next, b, steps, 32, nullptr, blocks[turn], 128, false, nullptr, 0, [](int) {});
             row = r, column = panel;
         }
     }

@@ -1,12 +1,14 @@
 """What is compiled for processors without AMX, held to the same twins by the same tests.
 
-On a machine with AMX they run once more, in a process that leaves the tiles out; on one without
-it, test_native.py and its neighbours run on vectors anyway.
+On a machine with AMX they run once more, in a process that leaves the tiles out. On one without
+it, test_native.py and its neighbours run on vectors anyway, and here once more on tiles whose
+instructions are plain code (tests/native/amx.hpp).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from filbert.model import native
+from filbert.model import native, native_library
 from filbert.model.native import NativeEncoder
 from filbert.model.native_library import TILES_SWITCH, VECTORS, library, opened, units
 from tests.numerics.test_native import PLAIN, batch, encoder
 
+LIBRARY_OF_TESTS = "FILBERT_TEST_LIBRARY"
 ROOT = Path(__file__).resolve().parents[2]
 vectors = opened(VECTORS)
 needs_both = pytest.mark.skipif(
@@ -26,6 +29,46 @@ needs_both = pytest.mark.skipif(
     reason="this processor has not both AMX and AVX-512-BF16, or no library was compiled",
 )
 CHOSEN = "slow_twin or far_from_zero or of_the_twin or same_masks or alone or extreme or same_bits"
+COMPILER = next((name for name in ("c++", "g++") if shutil.which(name)), None)
+needs_vectors_alone = pytest.mark.skipif(
+    isinstance(library(), str) or library() is opened() or COMPILER is None,
+    reason="this processor has AMX or no AVX-512-BF16, or there is no g++",
+)
+
+
+def pytest_configure() -> None:
+    """As a plugin, in a process of the test below: the library that it compiled, for AMX's."""
+    if given := os.environ.get(LIBRARY_OF_TESTS):
+        native_library.LIBRARY = Path(given)
+        assert units() == "AMX"
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library for AMX with its instructions in plain code."""
+    into = tmp_path_factory.mktemp("emulated") / "libemulated.so"
+    command = [str(COMPILER), "-O2", "-std=c++17", "-fPIC", "-shared", "-pthread"]
+    native_folder = ROOT / "filbert" / "native"
+    command += ["-fvisibility=hidden", "-include", str(ROOT / "tests" / "native" / "amx.hpp")]
+    done = subprocess.run(
+        [*command, str(native_folder / "encoder.cpp"), "-o", str(into)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return into
+
+
+@needs_vectors_alone
+@pytest.mark.parametrize("name", ["native", "native_train", "native_words", "native_write"])
+def test_the_same_tests_on_emulated_tiles(name: str, emulated: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", f"tests/numerics/test_{name}.py", "-k", CHOSEN]
+    command += ["-p", "no:cacheprovider", "-p", "tests.numerics.test_native_vectors"]
+    environment = {**os.environ, LIBRARY_OF_TESTS: str(emulated)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "skipped" not in done.stdout and " passed" in done.stdout
 
 
 @needs_both

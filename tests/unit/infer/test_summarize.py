@@ -160,7 +160,12 @@ def test_documents_in_any_iterable(extractor) -> None:
     wanted = extractor(texts)
     assert extractor(text for text in texts) == wanted
     assert extractor(np.array(texts)) == wanted
-    assert extractor({texts[1]}) == wanted[1:]
+    alone = extractor({texts[1]})
+    scores = [
+        [sentence.pop("score") for sentence in one["sentences"]] for one in alone + wanted[1:]
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)  # the last digit is the batch's
+    assert alone == wanted[1:]
     for wrong in (3, None, b"a", {"text": "a"}):
         with pytest.raises(FilbertError, match="expected a text or a list of documents"):
             extractor(wrong)
