@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from filbert.model import native, native_library
+from filbert.model import native
 from filbert.model.native import NativeEncoder
 from filbert.model.native_library import TILES_SWITCH, VECTORS, library, opened, units
+from tests.numerics.emulated_tiles import LIBRARY_OF_TESTS
 from tests.numerics.test_native import PLAIN, batch, encoder
 
-LIBRARY_OF_TESTS = "FILBERT_TEST_LIBRARY"
 ROOT = Path(__file__).resolve().parents[2]
 vectors = opened(VECTORS)
 needs_both = pytest.mark.skipif(
@@ -34,13 +34,6 @@ needs_vectors_alone = pytest.mark.skipif(
     isinstance(library(), str) or library() is opened() or COMPILER is None,
     reason="this processor has AMX or no AVX-512-BF16, or there is no g++",
 )
-
-
-def pytest_configure() -> None:
-    """As a plugin, in a process of the test below: the library that it compiled, for AMX's."""
-    if given := os.environ.get(LIBRARY_OF_TESTS):
-        native_library.LIBRARY = Path(given)
-        assert units() == "AMX"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +55,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["native", "native_train", "native_words", "native_write"])
 def test_the_same_tests_on_emulated_tiles(name: str, emulated: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", f"tests/numerics/test_{name}.py", "-k", CHOSEN]
-    command += ["-p", "no:cacheprovider", "-p", "tests.numerics.test_native_vectors"]
+    command += ["-p", "no:cacheprovider", "-p", "tests.numerics.emulated_tiles"]
     environment = {**os.environ, LIBRARY_OF_TESTS: str(emulated)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
