@@ -41,7 +41,8 @@ SECOND = (
     *("hypothesis", "response"),
 )
 NEGATIVE = ("negative", "neg", "hard_neg", "hard_negative")
-SCORE = ("score", "similarity", "similarity_score", "label", "labels")
+LABELS = ("label", "labels")  # scores if they are numbers; words are common there too
+SCORE = ("score", "similarity", "similarity_score", *LABELS)
 
 
 @dataclass
@@ -260,6 +261,11 @@ def _columns(
         # without being asked for, only a column of numbers is one of scores
         if score is not None and (kind == "scored" or _mostly_numbers(head, score)):
             found["score"] = score
+        elif score is not None and score.strip().lower() not in LABELS:
+            raise FilbertError(
+                f"{source}: column '{score}' holds few numbers, as {_a_cell(head, score)}; write "
+                "numbers (5.0, not 5,0), or take the column out to learn from the pairs alone"
+            )
     if kind == "scored" and "score" not in found:
         raise _missing("score", names, source)
     if kind in ("pairs", "triples") and given["score"] is None:
@@ -281,6 +287,12 @@ def _columns(
 def _mostly_numbers(head: list[Row], name: str) -> bool:
     """More numbers than other things: what is none is then a mistake, and told as one."""
     return 2 * sum(_number(row.values.get(name)) is not None for row in head) > len(head)
+
+
+def _a_cell(head: list[Row], name: str) -> str:
+    """The first cell of a column that is no number, with its row."""
+    row = next(row for row in head if _number(row.values.get(name)) is None)
+    return f"{row.values.get(name)!r:.40} in row {row.number}"
 
 
 def _missing(option: str, names: list[str], source: str) -> UsageError:

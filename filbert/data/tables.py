@@ -332,7 +332,8 @@ def _table(
         )
     if header is None and (header := has_header([cells for _, cells in head])) is None:
         raise UsageError(
-            f"{shown}: is the first row a row of column names? It reads {_clip(first)}. "
+            f"{shown}: is the first row a row of column names? It "
+            f"{'has one column and ' if width == 1 else ''}reads {_clip(first)}. "
             "Add --header if it is, --no-header if it is data"
         )
     names = [str(number) for number in range(1, width + 1)]

@@ -182,7 +182,15 @@ def digest(path: Path) -> str:
 def read_index(path: Path, stamp: str) -> Block:
     """The vectors and row numbers of an index. `UsageError` where it belongs to something else,
     `FilbertError` where it is damaged."""
-    shapes = check_safetensors(path)
+    try:
+        shapes = check_safetensors(path)
+    except FilbertError as error:
+        if not (path.is_file() and os.access(path, os.R_OK)):
+            raise
+        raise FilbertError(
+            f"--index {path} is damaged, or no index that filbert search wrote. Remove it if it is "
+            "one, and it is made anew, or name another"
+        ) from error
     kinds = {name: dtype for name, (dtype, _) in shapes.items()}
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

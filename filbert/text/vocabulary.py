@@ -170,7 +170,8 @@ def learn_pieces(
     if not usable:
         raise FilbertError(
             f"no word is left to learn from: of {len(counts):,} letters none occurs "
-            f"{min_frequency:,} times (--min-frequency), or every word is longer than {MAX_WORD}"
+            f"{min_frequency:,} times (the minimum frequency), or every word is longer than "
+            f"{MAX_WORD}"
         )
     if len(start) > size:
         raise UsageError(

@@ -315,7 +315,12 @@ def told(data: Data, tokens: Ids, options: EmbedOptions, settings: SentenceSetti
             tokens, batch_tokens=options.batch_tokens, batch_size=options.batch_size,
             seed=options.seed, epoch=0,
         )  # fmt: skip
-        size = options.batch_size or max(map(len, plan))
+        size = max(map(len, plan))
+        if size == 1 and data.train.kind != "triples":
+            raise UsageError(
+                f"{data.train.source}: by --loss {data.loss} a row is told from others of its "
+                "batch, and every batch has one row. Give more rows, or a larger --batch-tokens"
+            )
         short = sum(len(batch) < size for batch in plan)
         line = (
             f"{len(plan):,} batches a pass; a row is told from the {size - 1} others of its batch"

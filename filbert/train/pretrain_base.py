@@ -135,7 +135,7 @@ def dropouts(config: EncoderConfig, value: float) -> dict[str, float]:
 @torch.no_grad()
 def sinusoid_(model: PretrainedModel) -> None:
     """Let the learned position embeddings start as the fixed ones of the Transformer paper (section
-    3.5), with waves as long as the longest text needs, at the scale of the other weights.
+    3.5), with waves as long as the longest text needs, at three times the scale of other weights.
 
     "The word before" is then one linear map for all positions, where rows drawn at random have to
     learn it one position at a time. Raises `UsageError` where no table of positions is learned.
@@ -151,7 +151,7 @@ def sinusoid_(model: PretrainedModel) -> None:
     speed = float(count) ** (-torch.arange(0, width, 2) / width)
     angle = torch.arange(count)[:, None] * speed
     waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :width]
-    table.copy_(waves * (2**0.5 * model.config.initializer_range))  # a wave's mean square is 1/2
+    table.copy_(waves * (3 * 2**0.5 * model.config.initializer_range))  # their mean square is 1/2
 
 
 @torch.no_grad()

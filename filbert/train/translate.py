@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from filbert.bundle import Manifest, fit_tokenizer
 from filbert.data.packing import Ids, plan_once
 from filbert.data.pairs import Pairs, split_pairs
-from filbert.errors import UsageError
+from filbert.errors import FilbertError, UsageError
 from filbert.model.config import BertConfig
 from filbert.model.device import for_inference
 from filbert.model.generate import Search
@@ -131,9 +131,15 @@ def target_tokenizer(options: TranslateOptions, data: Data, base: Base) -> BertT
         counter.add(text)
     words: Counter[str] = counter.words()
     letters = max(1000, len({letter for word in words for letter in word}))
-    learned = learn_pieces(
-        words, size=options.target_vocab_size, special=special_tokens(), max_letters=letters
-    )
+    try:
+        learned = learn_pieces(
+            words, size=options.target_vocab_size, special=special_tokens(), max_letters=letters
+        )
+    except FilbertError as error:
+        raise type(error)(
+            f"no vocabulary can be learned from the targets of {len(data.train):,} pairs: {error}. "
+            "Give more pairs, or a vocabulary with --target-vocab"
+        ) from None
     return BertTokenizer(learned.tokens, do_lower_case=options.target_lower)
 
 

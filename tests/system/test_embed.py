@@ -147,6 +147,13 @@ def test_what_is_refused(
     assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
+def test_a_row_alone_in_its_batch_is_told_from_nothing(base: Path, tmp_path: Path) -> None:
+    data = rows(tmp_path / "one.tsv", "pairs", 1)
+    dev = rows(tmp_path / "dev.tsv", "pairs", 4)
+    with pytest.raises(UsageError, match="every batch has one row"):
+        train(base, data, tmp_path / "run", dev=str(dev))
+
+
 def test_scores_that_no_cosine_reaches_are_refused(base: Path, tmp_path: Path) -> None:
     data = tmp_path / "scores.tsv"
     lines = ["first\tsecond\tscore", "good\tnice\t0.5", "bad\tgood\t-3", "bad\tpoor\t1"]

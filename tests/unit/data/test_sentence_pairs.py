@@ -84,6 +84,14 @@ def test_a_label_of_words_is_no_score(tmp_path: Path) -> None:
         read_sentences(path, kind="scored")
 
 
+def test_scores_that_are_no_numbers_are_not_passed_over(tmp_path: Path) -> None:
+    """As pairs alone, texts that do not fit would be learned as if they did."""
+    path = write(tmp_path / "a.tsv", "sentence1\tsentence2\tscore", "a\tb\t5,0", "c\td\t0,2")
+    with pytest.raises(FilbertError, match="column 'score' holds few numbers, as '5,0' in row 1"):
+        read_sentences(path)
+    assert read_sentences(path, kind="pairs").kind == "pairs"  # where that is what was asked
+
+
 def test_named_columns_win(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id,left,right,how", "1,a,b,3", "2,c,d,1")
     data = read_sentences(path, text_column="left", pair_column="right", score_column="how")

@@ -100,7 +100,7 @@ def test_an_index_is_used_and_a_stale_one_refused(
         search(SearchOptions(**values), embedder)
     config.write_text(before)
     index.write_bytes(index.read_bytes()[:-4])
-    with pytest.raises(FilbertError, match=r"texts\.safetensors"):
+    with pytest.raises(FilbertError, match=r"texts\.safetensors is damaged.*Remove it"):
         search(SearchOptions(**values), embedder)
     with pytest.raises(UsageError, match="no index"):
         search(SearchOptions(**{**values, "index": str(folder / "model.safetensors")}), embedder)

@@ -296,3 +296,11 @@ def test_what_a_training_run_refuses_of_its_files_and_limits(tmp_path: Path) -> 
         train_translate(given.model_copy(update={"target_data": given.data}), quiet=True)
     with pytest.raises(UsageError, match="--min-tokens 13 is more than --max-target 12"):
         train_translate(given.model_copy(update={"min_tokens": 13}), quiet=True)
+
+
+def test_targets_too_few_for_a_vocabulary(tmp_path: Path) -> None:
+    data = tmp_path / "one.tsv"
+    data.write_text("source\ttarget\nA dog.\txyz\n", "utf-8")
+    given = options(tmp_path).model_copy(update={"data": str(data)})
+    with pytest.raises(FilbertError, match=r"the targets of 1 pairs: no word.*--target-vocab"):
+        train_translate(given, quiet=True)
