@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from filbert.errors import FilbertError, UsageError
-from filbert.model.bert import BertEmbeddings, BertForMaskedLM, BertForPreTraining
+from filbert.model.bert import BertForMaskedLM, BertForPreTraining
 from filbert.model.config import BertConfig, EncoderConfig
 from filbert.model.modern import ModernBertForMaskedLM
 from filbert.model.modern_config import ModernBertConfig, read_any_config
@@ -39,15 +39,7 @@ def build_model(
     size = max(words.values()) + 1
     if options.base is None:
         new = new_config(options, size, tokenizer)
-        model = task.head(new, objective=options.objective)(new)
-        if options.position_init == "sinusoid":
-            sinusoid_(model)
-        return model, []
-    if "position_init" in options._typed:
-        raise UsageError(
-            f"--position-init {options.position_init}: {options.base} has its position embeddings, "
-            "and goes on with them; leave the option out"
-        )
+        return task.head(new, objective=options.objective)(new), []
     base = resolve(options.base, revision=options.revision)
     config = read_any_config(base)
     kept = check_shape(options, config)
@@ -130,28 +122,6 @@ def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) ->
 def dropouts(config: EncoderConfig, value: float) -> dict[str, float]:
     """Every dropout of the encoder set to `value`."""
     return {name: value for name in config.dropouts if name != "classifier_dropout"}
-
-
-@torch.no_grad()
-def sinusoid_(model: PretrainedModel) -> None:
-    """Let the learned position embeddings start as the fixed ones of the Transformer paper (section
-    3.5), with waves as long as the longest text needs, at three times the scale of other weights.
-
-    "The word before" is then one linear map for all positions, where rows drawn at random have to
-    learn it one position at a time. Raises `UsageError` where no table of positions is learned.
-    """
-    embeddings = getattr(model.base_model, "embeddings", None)
-    if not isinstance(embeddings, BertEmbeddings):
-        raise UsageError(
-            "--position-init sinusoid: this architecture has no learned position embeddings; leave "
-            "the option out"
-        )
-    table = embeddings.position_embeddings.weight
-    count, width = table.shape
-    speed = float(count) ** (-torch.arange(0, width, 2) / width)
-    angle = torch.arange(count)[:, None] * speed
-    waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :width]
-    table.copy_(waves * (3 * 2**0.5 * model.config.initializer_range))  # their mean square is 1/2
 
 
 @torch.no_grad()

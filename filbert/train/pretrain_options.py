@@ -50,9 +50,6 @@ class PretrainOptions(RunOptions):
         "gelu", description="Activation"
     )
     max_position_embeddings: int = Field(512, gt=2, le=2**20, description="Longest text it reads")
-    position_init: Literal["normal", "sinusoid"] = Field(
-        "normal", description="What position embeddings start as"
-    )
 
     # what to learn
     objective: Literal["next_sentence", "sentence_order", "none"] = Field(

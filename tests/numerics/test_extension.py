@@ -4,7 +4,6 @@ gone on with; and `transformers` gives the same ids."""
 from __future__ import annotations
 
 import json
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from filbert.data.learn_vocab import learn_vocabulary
 from filbert.data.prepare import prepare
 from filbert.data.prepare_options import PrepareOptions
 from filbert.data.vocab_options import VocabOptions
-from filbert.errors import UsageError
 from filbert.model.bert import BertForPreTraining
 from filbert.model.config import BertConfig
 from filbert.text import BertTokenizer
@@ -164,47 +162,3 @@ def test_a_word_that_was_unknown_has_no_pieces(tmp_path: Path) -> None:
     assert old_pieces("##a", before, known) == [5]  # known as a word alone
     assert old_pieces("##ba", before, known) == []
     assert old_pieces("z", before, known) == old_pieces("##", before, known) == []
-
-
-def test_positions_start_as_the_waves_of_the_transformer_paper() -> None:
-    """Section 3.5 with the longest text, 16, in the place of 10,000: sin(p / 16^(2i / 8)) in the
-    even columns, the cosine in the odd ones, and a root mean square of 3 times 0.02."""
-    shape: dict[str, Any] = {
-        "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1,
-        "max_position_embeddings": 16,
-    }  # fmt: skip
-    given = {"data": "s", "out": "o", "steps": 1, "max_length": 16, **shape}
-    words = BertTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])
-    model, _ = build_model(PretrainOptions(**given, position_init="sinusoid"), words)
-    table = model.base_model.embeddings.position_embeddings.weight
-    assert table.shape == (16, 8) and table.requires_grad
-    for place, column, value in (
-        (0, 0, 0.0), (0, 1, 1.0), (3, 0, math.sin(3)), (3, 1, math.cos(3)), (5, 4, math.sin(5 / 4)),
-        (15, 7, math.cos(15 / 8)),
-    ):  # fmt: skip
-        assert table[place, column].item() == pytest.approx(0.06 * math.sqrt(2) * value, abs=1e-7)
-    assert table.square().mean().sqrt().item() == pytest.approx(0.06, rel=1e-6)
-    drawn, _ = build_model(PretrainOptions(**given), words)
-    normal = drawn.base_model.embeddings.position_embeddings.weight
-    assert normal.mean().abs().item() < 0.01 and not torch.equal(normal, table)
-
-
-def test_positions_of_a_model_to_go_on_from_are_its_own(tmp_path: Path) -> None:
-    base = base_model(tmp_path / "base", PLAIN)
-    given = PretrainOptions(
-        data="s", out="o", base=str(base), steps=1, max_length=32, position_init="sinusoid"
-    )
-    model, _ = build_model(given, BertTokenizer.from_pretrained(base))  # a recipe may name it
-    was = BertForPreTraining.from_pretrained(base).state_dict()
-    name = "bert.embeddings.position_embeddings.weight"
-    assert torch.equal(model.state_dict()[name], was[name])
-    given._typed = frozenset({"position_init"})
-    with pytest.raises(UsageError, match="goes on with them"):
-        build_model(given, BertTokenizer.from_pretrained(base))
-    modern = PretrainOptions(
-        data="s", out="o", steps=1, max_length=32, architecture="modernbert",
-        hidden_size=32, num_attention_heads=2, num_hidden_layers=1, objective="none",
-        position_init="sinusoid",
-    )  # fmt: skip
-    with pytest.raises(UsageError, match="no learned position embeddings"):
-        build_model(modern, BertTokenizer.from_pretrained(base))
