@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filbert.errors import UsageError
@@ -41,6 +42,8 @@ def predict(options: PredictOptions, as_json: bool) -> None:
     from filbert.infer.empty_texts import empty_note, told
     from filbert.infer.predict import WINDOW, as_json_text, load
 
+    if options.out is not None:
+        check_not_the_model(options.out, options.bundle)
     model = load(options.bundle, **chosen(options, MACHINE))
     if options.perplexity:
         if not hasattr(model, "scorer"):
@@ -67,6 +70,19 @@ def predict(options: PredictOptions, as_json: bool) -> None:
             print(model.line(answer, None if alone else asked))
     if empty:
         print(told(empty), file=sys.stderr)
+
+
+def check_not_the_model(out: str, bundle: str) -> None:
+    """`UsageError` where the answers would replace a file of the model that gives them."""
+    from filbert.train.folder import is_ours
+
+    target = Path(out)
+    within = Path(bundle).is_dir() and target.resolve().is_relative_to(Path(bundle).resolve())
+    if within and is_ours(target.name) and target.exists():
+        raise UsageError(
+            f"--out {out} is a file of the model {bundle}, which the answers would replace; name "
+            "another --out"
+        )
 
 
 def check_second(options: PredictOptions, model: Any) -> None:

@@ -170,6 +170,10 @@ def split_off(data: Sentences, *, fraction: float, seed: int = 0) -> tuple[Sente
     Rows that share a text stay on one side, so that nothing held out was seen. Raises
     `FilbertError` where all rows hang together or there is but one.
     """
+    if len(data) == 1:
+        raise FilbertError(
+            f"{data.source}: there is one row, and none to hold out. Give more, or --dev"
+        )
     group = _groups(data.members, len(data.texts))
     order = list(dict.fromkeys(group.tolist()))
     random.Random(seed).shuffle(order)

@@ -36,16 +36,18 @@ from filbert.data.sentence_pairs import Sentences, split_off
 from filbert.errors import UsageError, did_you_mean
 from filbert.model import sentence_folder
 from filbert.model.device import for_inference
+from filbert.model.modern_config import read_any_config
 from filbert.model.sentence_folder import SentenceSettings
 from filbert.tasks import embed
 from filbert.tasks.vector_losses import cosent_loss, cosine_loss, negatives_loss, over_prefixes
 from filbert.train import loop
 from filbert.train.embed_options import EmbedOptions
 from filbert.train.trim import TrimmedEmbedding
-from filbert.train.tune import Job, Machine, TrainResult, numbers, open_base, tune
+from filbert.train.tune import Base, Job, Machine, TrainResult, numbers, open_base, tune
 
 Lookup = Callable[[Ids], Tensor]
 LOSS_OF = {"scored": "cosine", "pairs": "pairs", "triples": "pairs", "sentences": "simcse"}
+VIEWS_DROPOUT = 0.1
 FITS = {"cosine": ("scored",), "cosent": ("scored",), "pairs": ("pairs", "triples"),
         "simcse": ("sentences",)}  # fmt: skip
 SCORES = {"scored": ("spearman", "pearson"), "sentences": ()}
@@ -149,6 +151,7 @@ def check_scores(data: Sentences, highest: float) -> None:
 def build(options: EmbedOptions, data: Data, machine: Machine) -> Job:
     """The model, the encoded texts, and what the loop asks of them."""
     base = open_base(options)
+    views = two_views(options, data, base)
     model = embed.head(str(base.folder), **base.changes)
     own = embed.settings_of(
         base.folder, limit=model.config.max_position_embeddings, tokenizer=base.tokenizer
@@ -222,7 +225,7 @@ def build(options: EmbedOptions, data: Data, machine: Machine) -> Job:
         batch_loss=batch_loss, evaluate=evaluate,
         metric=metric, names=lambda examples: [data.train.id(int(i)) for i in examples],
         finish=finish, settle=settle, write_extra=write_extra, trimmed=trimmed,
-        lines=told(data, tokens, options, settings),
+        lines=[*told(data, tokens, options, settings), *views],
     )  # fmt: skip
 
 
@@ -301,6 +304,23 @@ def dev_loss(
                 total, count = total + float(losses.double().sum()), count + len(losses)
         model.eval()
     return total / count
+
+
+def two_views(options: EmbedOptions, data: Data, base: Base) -> list[str]:
+    """SimCSE tells a text's two drop-outs from other texts. A base that was trained without any
+    gets the paper's 0.1 (Gao et al. 2021, section 3), and a line says so; `UsageError` where none
+    is asked for."""
+    config = read_any_config(base.folder)
+    names = [name for name in config.dropouts if name != "classifier_dropout"]
+    if data.loss != "simcse" or any(base.changes.get(n, getattr(config, n)) for n in names):
+        return []
+    if options.dropout is not None:
+        raise UsageError(
+            "--dropout 0: --loss simcse learns from two drop-outs of a text, which would be equal; "
+            "give more, such as 0.1"
+        )
+    base.changes.update(dict.fromkeys(names, VIEWS_DROPOUT))
+    return [f"drop-out {VIEWS_DROPOUT}, as {options.base} has none and simcse needs some"]
 
 
 def told(data: Data, tokens: Ids, options: EmbedOptions, settings: SentenceSettings) -> list[str]:

@@ -79,7 +79,7 @@ def check_folder(
                 f"--overwrite: {out} also holds {', '.join(foreign[:5])}, which no run wrote; "
                 "take it out first, or choose another folder"
             )
-        for name in ("base", "data", "dev", "test"):
+        for name in READ:
             value = getattr(options, name, None)
             if (
                 value
@@ -87,8 +87,8 @@ def check_folder(
                 and Path(value).resolve().is_relative_to(out.resolve())
             ):
                 raise UsageError(
-                    f"--overwrite: --{name} {value} lies in --out {out} and would be deleted; "
-                    "choose another folder for the new run"
+                    f"--overwrite: --{name.replace('_', '-')} {value} lies in --out {out} and "
+                    "would be deleted; choose another folder for the new run"
                 )
         return []
     before = parse_options(read_recipe(out / RECIPE), type(options), source=str(out / RECIPE))
@@ -112,6 +112,13 @@ def is_run(out: Path) -> bool:
             return file.readline().rstrip() == WRITTEN
     except (OSError, UnicodeDecodeError):
         return False
+
+
+# options that name what a run reads, perhaps as a path
+READ = (
+    "base", "data", "dev", "test", "teacher", "unlabelled", "decoder",
+    "target_data", "target_dev", "target_test", "target_vocab",
+)  # fmt: skip
 
 
 def is_ours(name: str) -> bool:

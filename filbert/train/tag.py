@@ -75,10 +75,10 @@ def read_data(options: TagOptions) -> Data:
     if options.limit is not None:
         train = train.select(range(min(options.limit, len(train))))
     others = [tag.read(path, options) for path in (options.dev, options.test) if path is not None]
+    names = train.labels()  # of all rows: a rare type may lie in those that are held out
     if options.dev is None:
         train, held = split_holdout(train, fraction=options.holdout, seed=0)
         others.insert(0, held)
-    names = train.labels()
     if not names:
         raise FilbertError(
             f"{options.data} holds no entity: every word is outside. Is --tag-column the right one?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,24 @@ def test_chinese(tmp_path: Path) -> None:
     embed = load(tmp_path / "run", device="cpu")
     asked, near, far = embed(["银行卡丢了", "我的银行卡丢了怎么办?", "这本书很有意思。"])
     assert asked @ near > asked @ far
+
+
+def test_simcse_needs_drop_out(base: Path, tmp_path: Path) -> None:
+    """Gao et al. 2021: the two views of a text are two drop-outs; without any they are equal."""
+    from filbert.model.config import BertConfig
+    from filbert.model.modern_config import read_any_config
+
+    dry = tmp_path / "dry"
+    shutil.copytree(base, dry)
+    config = json.loads((dry / "config.json").read_text("utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (dry / "config.json").write_text(json.dumps(config), "utf-8")
+    data = rows(tmp_path / "s.txt", "sentences", 40)
+    with pytest.raises(UsageError, match="--dropout 0: --loss simcse"):
+        train(dry, data, tmp_path / "none", dropout=0.0, epochs=1.0)
+    train(dry, data, tmp_path / "run", epochs=1.0)
+    train(dry, data, tmp_path / "asked", dropout=0.1, epochs=1.0)
+    found = read_any_config(tmp_path / "run")
+    assert isinstance(found, BertConfig) and found.hidden_dropout_prob == 0.1
+    one, other = (tmp_path / name / "model.safetensors" for name in ("run", "asked"))
+    assert one.read_bytes() == other.read_bytes()

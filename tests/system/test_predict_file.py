@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,21 @@ def test_the_progress_bar_counts_lines(tmp_path: Path) -> None:
     path.write_text("{}\n" * 7, "utf-8")
     assert files._count(path) == 7
     assert files._count(tmp_path / "x.parquet") is None
+
+
+def test_the_model_is_never_replaced(bundle: Path, source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(bundle, copy)
+    before = (copy / "config.json").read_bytes()
+    command = [sys.executable, "-m", "filbert", "predict", str(copy), "--file", str(source)]
+    done = subprocess.run(
+        [*command, "--out", str(copy / "config.json"), "--overwrite"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "is a file of the model" in done.stderr
+    assert (copy / "config.json").read_bytes() == before
+    done = subprocess.run([*command, "--out", str(copy / "answers.jsonl")], capture_output=True)
+    assert done.returncode == 0 and (copy / "answers.jsonl").exists()
 
 
 def test_the_input_is_never_replaced(classifier: Classifier, tmp_path: Path) -> None:

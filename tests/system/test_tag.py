@@ -299,3 +299,13 @@ def test_what_is_refused_before_anything_is_written(base: Path, tmp_path: Path) 
     with pytest.raises(FilbertError, match="holds no entity"):
         train_tag(options(base, tmp_path, data=str(data)), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_type_that_is_held_out_is_known(base: Path, tmp_path: Path) -> None:
+    """The tenth that is held out is the same one always; here it has the only one of its type."""
+    rows = [[("ann", "B-PER"), ("saw", "O")] for _ in range(20)]
+    for place in range(20):
+        marked = [*rows[:place], [("rome", "B-LOC"), ("saw", "O")], *rows[place + 1 :]]
+        given = options(base, tmp_path, data=str(conll(tmp_path / f"{place}.conll", marked)))
+        data = read_data(given.model_copy(update={"dev": None}))
+        assert data.labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]

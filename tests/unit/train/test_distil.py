@@ -214,3 +214,12 @@ def test_what_is_learned_from_a_teacher_asks_for_one(
     flag = f"--{option.replace('_', '-')}"
     with pytest.raises(UsageError, match=f"{flag}: a teacher has to be named"):
         train_classify(asked(place, "none", teacher=None, **{option: value}), quiet=True)
+
+
+def test_a_teacher_in_the_output_folder_is_not_deleted(place: Path) -> None:
+    weights = place / "teacher" / "model.safetensors"
+    before = weights.read_bytes()
+    options = asked(place, "teacher", overwrite=True)
+    with pytest.raises(UsageError, match=r"--teacher .* lies in --out .* would be deleted"):
+        train_classify(options, quiet=True)
+    assert weights.read_bytes() == before
