@@ -229,6 +229,11 @@ class EncoderConfig:
         )
 
 
+def dropouts(config: EncoderConfig, value: float) -> dict[str, float]:
+    """Every dropout of the encoder set to `value`."""
+    return {name: value for name in config.dropouts if name != "classifier_dropout"}
+
+
 @dataclass(kw_only=True)
 class BertConfig(EncoderConfig):
     """The shape of a BERT. Defaults are BERT-base, uncased English (arXiv 1810.04805, section 3).

@@ -35,6 +35,7 @@ from filbert.data.packing import Encoded, Ids, plan_epoch, plan_once
 from filbert.data.sentence_pairs import Sentences, split_off
 from filbert.errors import UsageError, did_you_mean
 from filbert.model import sentence_folder
+from filbert.model.config import dropouts
 from filbert.model.device import for_inference
 from filbert.model.modern_config import read_any_config
 from filbert.model.sentence_folder import SentenceSettings
@@ -311,20 +312,20 @@ def two_views(options: EmbedOptions, data: Data, base: Base) -> list[str]:
     gets the paper's 0.1 (Gao et al. 2021, section 3), and a line says so; `UsageError` where none
     is asked for."""
     config = read_any_config(base.folder)
-    names = [name for name in config.dropouts if name != "classifier_dropout"]
-    if data.loss != "simcse" or any(base.changes.get(n, getattr(config, n)) for n in names):
+    changes = dropouts(config, VIEWS_DROPOUT)
+    if data.loss != "simcse" or any(base.changes.get(n, getattr(config, n)) for n in changes):
         return []
     if options.dropout is not None:
         raise UsageError(
             "--dropout 0: --loss simcse learns from two drop-outs of a text, which would be equal; "
             "give more, such as 0.1"
         )
-    base.changes.update(dict.fromkeys(names, VIEWS_DROPOUT))
+    base.changes.update(changes)
     return [f"drop-out {VIEWS_DROPOUT}, as {options.base} has none and simcse needs some"]
 
 
 def told(data: Data, tokens: Ids, options: EmbedOptions, settings: SentenceSettings) -> list[str]:
-    """What a run says at its start."""
+    """What a run says at its start. `UsageError` where no row has another in its batch."""
     lines = [
         f"{len(data.train):,} training rows ({data.train.kind}), {len(data.dev):,} dev rows "
         f"({data.dev.kind}), loss {data.loss}; {settings.pooling} of at most "

@@ -12,7 +12,7 @@ import torch
 
 from filbert.errors import FilbertError, UsageError
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
-from filbert.model.config import BertConfig, EncoderConfig
+from filbert.model.config import BertConfig, EncoderConfig, dropouts
 from filbert.model.modern import ModernBertForMaskedLM
 from filbert.model.modern_config import ModernBertConfig, read_any_config
 from filbert.model.pretrained import PretrainedModel
@@ -117,11 +117,6 @@ def new_config(options: PretrainOptions, size: int, tokenizer: BertTokenizer) ->
     inner = options.intermediate_size or 4 * options.hidden_size
     config = BertConfig(**shape, intermediate_size=inner, hidden_act=options.hidden_act)
     return config.replace(**dropouts(config, 0.1 if options.dropout is None else options.dropout))
-
-
-def dropouts(config: EncoderConfig, value: float) -> dict[str, float]:
-    """Every dropout of the encoder set to `value`."""
-    return {name: value for name in config.dropouts if name != "classifier_dropout"}
 
 
 @torch.no_grad()

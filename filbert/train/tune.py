@@ -34,6 +34,7 @@ from filbert.atomic import locked, write_file
 from filbert.bundle import MANIFEST, Manifest, check_tokenizer, read_manifest, save_bundle
 from filbert.data.packing import Ids
 from filbert.errors import UsageError
+from filbert.model.config import dropouts
 from filbert.model.device import choose_device, choose_precision
 from filbert.model.modern_config import read_any_config
 from filbert.model.pretrained import PretrainedModel
@@ -136,8 +137,7 @@ def open_base(options: TuneOptions) -> Base:
     check_tokenizer(tokenizer, config, source=str(base))
     changes: dict[str, Any] = {}
     if options.dropout is not None:
-        names = (n for n in config.dropouts if n != "classifier_dropout")
-        changes = dict.fromkeys(names, options.dropout)
+        changes |= dropouts(config, options.dropout)
     limit = config.max_position_embeddings
     length = min(options.max_length or limit, limit)
     return Base(base, tokenizer, changes, length, min(options.stride, max(0, (length - 4) // 2)))
