@@ -33,8 +33,10 @@ class AskOptions(BaseModel):
     )
     encoding: str = Field("utf-8", description="Text encoding of the files")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    precision: Literal["auto", "float32", "bf16", "int8"] = Field(
+    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = Field(
         "auto", description="Compute precision"
     )
-    batch_tokens: int = Field(4096, gt=0, description="Token budget of a batch")
+    batch_tokens: int | None = Field(
+        None, gt=0, description="Token budget of a batch [4096; on a GPU 32768]"
+    )
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")

@@ -46,7 +46,9 @@ class BenchmarkOptions(BaseModel):
     precision: Literal["auto", "float32", "bf16", "int8"] = Field(
         "auto", description="Compute precision"
     )
-    batch_tokens: int = Field(4096, gt=0, description="Tokens computed at once")
+    batch_tokens: int | None = Field(
+        None, gt=0, description="Tokens computed at once [4096; on a GPU 32768]"
+    )
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")
     core: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
         "auto",

@@ -25,7 +25,7 @@ from filbert.tasks import metrics
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-REDUCED = ("bf16", "int8")  # precisions that are held to float32
+REDUCED = ("bf16", "fp16", "int8")  # precisions that are held to float32
 SHOWN = 5  # examples of written texts that people see; --json has more
 
 
@@ -35,7 +35,7 @@ def evaluate(
     *,
     device: str = "auto",
     precision: str = "auto",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     threads: int | None = None,
     core: str = "auto",
     **options: Any,

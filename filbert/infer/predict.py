@@ -55,6 +55,8 @@ from filbert.tasks import classify
 
 logger = logging.getLogger("filbert")
 WINDOW = 1024
+BATCH_TOKENS = 4096  # computed at once, unless said
+BATCH_TOKENS_GPU = 32768  # which is busy for some milliseconds with them
 MOST_THREADS = 1024  # far more than helps; a mistyped number must not exhaust the machine
 
 Answer = dict[str, Any]
@@ -77,31 +79,34 @@ def load(
     *,
     device: str = "auto",
     precision: str = "auto",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     threads: int | None = None,
     core: str = "auto",
     compare: Sequence[Any] | None = None,
     warm_up: bool = False,
+    compile: bool = False,
 ) -> Any:
     """Open a bundle for prediction: a `Classifier`, or what `PREDICTORS` has for its task.
 
     `name` is a run folder, a Hugging Face folder, a hub name or an installed name. `batch_tokens`
-    bounds the tokens computed at once; `threads` sets the CPU threads of this process. `core`:
-    `auto` is PyTorch with the native encoder where it serves, `torch` PyTorch alone; `onnxruntime`
-    or `openvino` computes a folder that `filbert export` made, in float32 on the CPU. `compare`:
-    rows, as `answer_rows` takes them, that are computed in float32 as well; the attribute
-    `difference` then says how far the two lie apart (`filbert/infer/difference.py`). `warm_up`: see
-    there (`filbert/infer/warm_up.py`). Raises `FilbertError` where `name` cannot be found or has no
-    head to answer with, or for rows that it cannot read, `UsageError` for a device or a precision
-    that this machine, or the core, lacks.
+    bounds the tokens computed at once (4,096; on a GPU 32,768); `threads` sets the CPU threads of
+    this process. `core`: `auto` is PyTorch with the native encoder where it serves, `torch` PyTorch
+    alone; `onnxruntime` or `openvino` computes a folder that `filbert export` made, in float32 on
+    the CPU. `compare`: rows, as `answer_rows` takes them, that are computed in float32 as well; the
+    attribute `difference` then says how far the two lie apart (`filbert/infer/difference.py`).
+    `warm_up`: see `filbert/infer/warm_up.py`. `compile`: torch.compile where PyTorch computes, some
+    20 s at the first answer. Raises `FilbertError` where `name` cannot be found or has no head to
+    answer with, or for unreadable rows, `UsageError` for what this machine or the core lacks.
     """
     if not isinstance(name, str | PathLike):
         raise FilbertError(f"expected a folder or the name of a model, got {shown(name)}")
     if not isinstance(device, str | torch.device):
         raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {shown(device)}")
-    if not isinstance(warm_up, bool):
-        raise UsageError(f"warm_up: expected True or False, got {shown(warm_up)}")
-    check_count("batch_tokens", batch_tokens)
+    for option, value in (("warm_up", warm_up), ("compile", compile)):
+        if not isinstance(value, bool):
+            raise UsageError(f"{option}: expected True or False, got {shown(value)}")
+    if batch_tokens is not None:
+        check_count("batch_tokens", batch_tokens)
     if threads is not None:
         check_count("threads", threads, most=MOST_THREADS)
         torch.set_num_threads(threads)
@@ -127,7 +132,13 @@ def load(
             ]
         else:
             logger.info("int8 of %s is left: %s", bundle.folder, without)
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS_GPU if place.type == "cuda" else BATCH_TOKENS
     predictor = predictor_of(bundle, place, dtype, reason, batch_tokens)
+    if compile and core in IN_PYTORCH and not native.serves(predictor.model.base_model):
+        predictor.model.compile_parts()
+    elif compile:
+        logger.info("compile: nothing to compile, PyTorch does not compute the layers here")
     if compare is not None:
         check_compared(compare, core)
         check_rows(predictor, compare, what="compare, item")

@@ -27,10 +27,12 @@ class ModelOptions(BaseModel):
     header: bool | None = Field(None, description="First row holds the column names")
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    precision: Literal["auto", "float32", "bf16", "int8"] = Field(
+    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = Field(
         "auto", description="Compute precision"
     )
-    batch_tokens: int = Field(4096, description="Tokens computed at once")
+    batch_tokens: int | None = Field(
+        None, description="Tokens computed at once [4096; on a GPU 32768]"
+    )
     threads: int | None = Field(None, description="CPU threads")
     core: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
         "auto",

@@ -31,5 +31,7 @@ class SearchOptions(BaseModel):
 
     # machine
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
-    batch_tokens: int = Field(4096, gt=0, description="Token budget of a batch")
+    batch_tokens: int | None = Field(
+        None, gt=0, description="Token budget of a batch [4096; on a GPU 32768]"
+    )
     threads: int | None = Field(None, gt=0, le=1024, description="CPU threads")

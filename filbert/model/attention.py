@@ -7,6 +7,8 @@
 - `packed`: tokens of all sequences lie end to end; no padding token exists anywhere. Sequences of
   equal length that stand side by side share a call of the kernel; a text never sees another.
 
+In half precision on a GPU, packed sequences of any lengths are one call (flash attention of
+variable length, Dao 2023, arXiv 2307.08691, as PyTorch has it); `why_no_varlen` says where not.
 Training on a CPU without dropout, short packed sequences take batched matrix products
 (`ProductAttention`) in the kernel's place.
 
@@ -16,7 +18,9 @@ tests/unit/model/test_attention.py holds the three to each other.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +32,7 @@ from filbert.model.dropout import dropout as drop
 
 PATHS = ("packed", "sdpa", "eager")
 LONGEST_PRODUCT = 256  # tokens up to which training on a CPU keeps the attention weights
+WIDEST_HEAD = 256  # numbers of a head that flash attention takes at most
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,74 @@ class PackedLayout:
     lengths: Tensor  # (sequences,) tokens of each
     first: Tensor  # (sequences,) place of each sequence's first token
     runs: tuple[tuple[int, int], ...]  # (number of sequences, their length) of each run, in order
+    bounds: Tensor | None = None  # (sequences + 1,) int32, on a GPU: where sequences begin and end
+    longest: int = 0  # at most so many tokens has a sequence; with `bounds`
 
 
-def pack_layout(lengths: Tensor) -> PackedLayout:
-    """Find the runs of equal lengths. lengths: (sequences,) int64, on the CPU or a GPU.
+def pack_layout(lengths: Tensor, counts: list[int] | None = None) -> PackedLayout:
+    """Find the runs of equal lengths. lengths: (sequences,) int64, on the CPU or a GPU; counts: the
+    same numbers, where they are known already (a GPU has to be waited for).
 
     Every run is one call of the kernel: a batch that is sorted by length, as `plan_epoch` and
     `plan_once` make them, has few.
     """
-    runs = tuple((len(list(run)), length) for length, run in groupby(lengths.tolist()))
-    return PackedLayout(lengths, torch.cumsum(lengths, 0) - lengths, runs)
+    if counts is None:
+        counts = lengths.tolist()
+    runs = tuple((len(list(run)), length) for length, run in groupby(counts))
+    ends = torch.cumsum(lengths, 0)
+    if lengths.device.type == "cpu":
+        return PackedLayout(lengths, ends - lengths, runs)
+    bounds = F.pad(ends, (1, 0)).to(torch.int32)
+    return PackedLayout(lengths, ends - lengths, runs, bounds, max(counts, default=0))
+
+
+@cache
+def varlen_kernel() -> Callable[..., Any] | str:
+    """Flash attention of variable length, with `window_size`; or why this PyTorch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return f"PyTorch {torch.__version__} has no attention of variable length"
+    if "window_size" not in varlen_attn.__annotations__:
+        return f"PyTorch {torch.__version__} has no windows in attention of variable length"
+    return varlen_attn
+
+
+@cache
+def why_no_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why packed sequences are not one call on this device; None if they are."""
+    if device.type != "cuda":
+        return f"{device.type} has no flash attention of variable length"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "flash attention computes in half precision"
+    if head_size % 8 or head_size > WIDEST_HEAD:
+        return (
+            f"flash attention takes heads of a multiple of 8 up to {WIDEST_HEAD}, not {head_size}"
+        )
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return "flash attention needs a GPU of compute capability 8.0"
+    kernel = varlen_kernel()
+    return kernel if isinstance(kernel, str) else None
+
+
+def in_one_call(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, *, reach: int | None = None
+) -> Tensor | None:
+    """Attention of all packed sequences by one kernel, (tokens or sequences, heads, head_size);
+    None where that does not serve. reach: a token sees those at most so many places away."""
+    if layout.bounds is None or why_no_varlen(query.device, query.dtype, query.shape[-1]):
+        return None
+    kernel = varlen_kernel()
+    assert not isinstance(kernel, str)
+    asking, most = layout.bounds, layout.longest
+    if len(query) != len(key):  # the first tokens alone
+        asking = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        most = 1
+    window = (-1, -1) if reach is None else (reach, reach)
+    out: Tensor = kernel(
+        query, key, value, asking, layout.bounds, most, layout.longest, window_size=window
+    )
+    return out
 
 
 def attention(
@@ -110,6 +173,8 @@ def _eager(
 def _packed(
     query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, dropout: float
 ) -> Tensor:
+    if not dropout and (context := in_one_call(query, key, value, layout)) is not None:
+        return context
     heads, size = query.shape[1:]
     tokens = [sequences * length for sequences, length in layout.runs]
     first_only = len(query) != len(key)

@@ -23,6 +23,7 @@ from filbert.model.activation import ACTIVATION
 from filbert.model.attention import PackedLayout, PaddedLayout, attention
 from filbert.model.config import BertConfig
 from filbert.model.dropout import dropout
+from filbert.model.graphs import Graphs
 from filbert.model.inputs import Layout, open_inputs
 from filbert.model.losses import label_loss, token_loss
 from filbert.model.outputs import ModelOutput
@@ -184,6 +185,7 @@ class BertEncoder(nn.Module):
         self.config = config
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self.graphs: Graphs | None = None  # on a GPU, for answers alone
 
     def forward(
         self,
@@ -201,6 +203,12 @@ class BertEncoder(nn.Module):
             if stack is not None:
                 places = first if first is not None else wanted
                 return run_stack(stack, self, hidden, layout.lengths, places), None, ()
+        graphs = None if self.training or keep_states else self.graphs
+        if graphs is not None and isinstance(layout, PackedLayout):
+            out = graphs(self, hidden, layout)
+            if out is not None:
+                places = first if first is not None else wanted
+                return out if places is None else out.index_select(0, places), None, ()
         states, maps = [hidden], []
         for layer in self.layer:
             asked = (first, wanted) if layer is self.layer[-1] else (None, None)

@@ -68,11 +68,11 @@ def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute type for `auto`, `float32`, `bf16` or `int8`, and the reason in words.
+    """The compute type for `auto`, `float32`, `bf16`, `fp16` or `int8`, and the reason in words.
 
     int8 is for answers alone and computed by the native encoder, the rest of the model in bfloat16.
-    Raises `UsageError` where bf16 is asked of a processor that would only emulate it, or int8 where
-    there is no native encoder.
+    fp16 is for answers alone and for GPUs. Raises `UsageError` where bf16 is asked of a processor
+    that would only emulate it, fp16 away from a GPU, or int8 where there is no native encoder.
     """
     native, feature = native_bf16(device)
     if name == "float32":
@@ -84,6 +84,12 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
                 "than float32; use --precision float32 or auto"
             )
         return torch.bfloat16, f"asked for; {feature}"
+    if name == "fp16":
+        if device.type != "cuda":
+            raise UsageError(
+                f"precision fp16 is for GPUs, and the device is {device.type}; use --precision auto"
+            )
+        return torch.float16, "asked for"
     if name == "int8":
         from filbert.model.native_library import library, units
 
@@ -94,7 +100,7 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
             )
         return torch.int8, f"asked for; {units()}"
     if name != "auto":
-        raise UsageError(f"unknown precision {name!r}; expected auto, float32, bf16 or int8")
+        raise UsageError(f"unknown precision {name!r}; expected auto, float32, bf16, fp16 or int8")
     if native and feature == "AVX-512-BF16" and vendor() == "GenuineIntel":
         # 71 against 130 GFLOP/s in PyTorch, 83 for the bare instruction: docs/decisions.md, 70
         return torch.float32, "without AMX, Intel multiplies float32 faster than bfloat16"
@@ -127,6 +133,9 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     from filbert.model.native import attach
     from filbert.model.native_library import units
 
+    if any(weight.device.type == "cuda" for weight in model.parameters()):
+        go_cuda(model, dtype)
+        return
     allowed = getattr(model, "may_go_native", True)
     reason = attach(model, dtype) if allowed else "another core was asked for"
     if reason is not None:
@@ -139,6 +148,19 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     path = f"no native encoder: {reason}"
     if reason is None:
         path = f"native encoder ({'AVX-512' if dtype == torch.float32 else units()})"
+    logger.info("%s: %s", type(model).__name__, path)
+
+
+def go_cuda(model: nn.Module, dtype: torch.dtype) -> None:
+    """Set the type that `model` computes in on a GPU; small batches of BERT go through CUDA graphs.
+    One line of the log says which path was taken."""
+    from filbert.model.graphs import attach
+
+    model.to(dtype=dtype)
+    reason = attach(model)
+    path = "flash attention of variable length, CUDA graphs for small batches"
+    if reason is not None:
+        path = f"attention by runs of equal lengths, no CUDA graphs: {reason}"
     logger.info("%s: %s", type(model).__name__, path)
 
 

@@ -115,16 +115,22 @@ def lay_out(
     """
     layout: Layout
     if lengths is not None:
-        whole = len(shape) == 1 and int(lengths.sum()) == shape[0] and int(lengths.min()) > 0
+        counts: list[int] = lengths.tolist()  # once: a GPU has to be waited for
+        whole = len(shape) == 1 and sum(counts) == shape[0] and min(counts, default=0) > 0
         if not whole or output_attentions or attention_mask is not None:
             raise FilbertError(
                 "a packed batch is input_ids (tokens,) and positive lengths that sum to "
                 "tokens, without attention_mask and output_attentions; got "
-                f"{tuple(shape)} and lengths of sum {int(lengths.sum())}"
+                f"{tuple(shape)} and lengths of sum {sum(counts)}"
             )
-        layout, longest = pack_layout(lengths), int(lengths.max())
+        lengths = lengths.to(device)
+        layout, longest = pack_layout(lengths, counts), max(counts)
         places = torch.arange(shape[0], device=device)
-        places = places - torch.repeat_interleave(layout.first, lengths)
+        places = places - torch.repeat_interleave(
+            layout.first,
+            lengths,
+            output_size=shape[0],  # known, so that a GPU need not be asked
+        )
     else:
         if len(shape) != 2:
             raise FilbertError(

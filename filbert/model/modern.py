@@ -55,7 +55,7 @@ def rotary_angles(places: Tensor, *, theta: float, head_size: int) -> Angles:
     heads. Always float32, since bfloat16 cannot tell place 8,000 from 8,001.
     """
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=places.device) / head_size
-    angles = places[..., None].float() * (1.0 / theta**exponents)
+    angles = places.unsqueeze(-1).float() * (1.0 / theta**exponents)
     return angles.cos().unsqueeze(-2), angles.sin().unsqueeze(-2)
 
 

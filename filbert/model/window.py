@@ -3,7 +3,8 @@
 ModernBERT's local layers (arXiv 2412.13663, section 2.1.2), as in Longformer (arXiv 2004.05150).
 The fast path cuts the queries of a text into blocks; a block looks at its own tokens and `reach`
 more on either side, under a mask in the form of a band. So time and memory grow with the length of
-a text and not with its square. The slow twin is `filbert.model.attention` on a padded batch with
+a text and not with its square. In half precision on a GPU a packed batch is one call of flash
+attention, which knows windows. The slow twin is `filbert.model.attention` on a padded batch with
 one mask for the whole square: `local_layout` gives it for the `eager` path.
 
 tests/numerics/test_modern_parity.py holds the two to each other.
@@ -12,11 +13,12 @@ tests/numerics/test_modern_parity.py holds the two to each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from filbert.model.attention import PackedLayout, PaddedLayout, attention
+from filbert.model.attention import PackedLayout, PaddedLayout, attention, in_one_call
 
 BLOCK = 128  # queries of a block
 
@@ -34,11 +36,22 @@ class Block:
 
 @dataclass(frozen=True)
 class LocalLayout:
-    """Sequences of equal length by runs, as in `PackedLayout`, and the blocks of each run. A padded
-    batch is one run."""
+    """A layout whose tokens see those at most `reach` places away."""
 
-    runs: tuple[tuple[int, int, tuple[Block, ...]], ...]  # (sequences, their length, blocks)
-    packed: bool
+    whole: PackedLayout | PaddedLayout
+    reach: int
+    shape: torch.Size  # of the ids
+    device: torch.device
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, int, tuple[Block, ...]], ...]:
+        """(sequences, their length, blocks) of each run of equal lengths; a padded batch is one."""
+        if isinstance(self.whole, PaddedLayout):
+            batch, length = self.shape
+            return ((batch, length, _blocks(length, self.reach, self.whole.mask, self.device)),)
+        lengths = {length for _, length in self.whole.runs}
+        cut = {length: _blocks(length, self.reach, None, self.device) for length in lengths}
+        return tuple((count, length, cut[length]) for count, length in self.whole.runs)
 
 
 def local_layout(
@@ -52,16 +65,13 @@ def local_layout(
     if isinstance(layout, PackedLayout):
         if all(length <= reach + 1 for _, length in layout.runs):
             return layout
-        cut = {length: _blocks(length, reach, None, device) for _, length in layout.runs}
-        runs = tuple((count, length, cut[length]) for count, length in layout.runs)
-        return LocalLayout(runs, packed=True)
-    batch, length = shape
+        return LocalLayout(layout, reach, shape, device)
+    length = shape[1]
     if length <= reach + 1:
         return layout
     if layout.path == "eager":
         return PaddedLayout(_visible(0, length, 0, length, reach, layout.mask, device), "eager")
-    blocks = _blocks(length, reach, layout.mask, device)
-    return LocalLayout(((batch, length, blocks),), packed=False)
+    return LocalLayout(layout, reach, shape, device)
 
 
 def window_attention(
@@ -71,8 +81,12 @@ def window_attention(
 
     query, key, value: (batch, length, heads, head_size), or (tokens, heads, head_size) packed.
     """
-    if not layout.packed:
+    if isinstance(layout.whole, PaddedLayout):
         return _in_blocks(query, key, value, layout.runs[0][2], dropout)
+    if not dropout:
+        context = in_one_call(query, key, value, layout.whole, reach=layout.reach)
+        if context is not None:
+            return context
     tokens = [count * length for count, length, _ in layout.runs]
     parts = []
     for (count, _, blocks), *qkv in zip(

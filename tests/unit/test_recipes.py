@@ -22,8 +22,9 @@ from filbert.train.pretrain_options import PretrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = sorted((ROOT / "recipes").glob("*.toml"))
-RECIPES = [path for path in FOUND if not path.stem.startswith("bert-")]  # they fine-tune
-PRETRAIN = [path for path in FOUND if path.stem.startswith("bert-")]
+ENCODERS = ("bert-", "modernbert-")
+RECIPES = [path for path in FOUND if not path.stem.startswith(ENCODERS)]  # they fine-tune
+PRETRAIN = [path for path in FOUND if path.stem.startswith(ENCODERS)]
 NAMES = [path.stem for path in RECIPES]
 PRETRAIN_NAMES = [path.stem for path in PRETRAIN]
 EXPECTED = {
@@ -64,7 +65,7 @@ SHAPES = {
 def test_the_recipes_that_we_claim_are_there() -> None:
     assert set(NAMES) >= EXPECTED
     assert {f"bert-{size}" for size in SHAPES} <= set(PRETRAIN_NAMES)
-    assert {"bert-mini-zh", "bert-base-zh"} <= set(PRETRAIN_NAMES)
+    assert {"bert-mini-zh", "bert-base-zh", "modernbert-mini"} <= set(PRETRAIN_NAMES)
 
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=PRETRAIN_NAMES)

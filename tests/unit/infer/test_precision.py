@@ -76,5 +76,5 @@ def test_int8_without_the_native_encoder_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("filbert.model.native_library.library", lambda: "this processor has no AMX")
     with pytest.raises(UsageError, match="int8 needs the native encoder: this processor has no"):
         choose_precision("int8", torch.device("cpu"))
-    with pytest.raises(UsageError, match="expected auto, float32, bf16 or int8"):
+    with pytest.raises(UsageError, match="expected auto, float32, bf16, fp16 or int8"):
         choose_precision("int4", torch.device("cpu"))
