@@ -43,7 +43,7 @@ from filbert.infer.benchmark_subject import Subject
 from filbert.infer.embed import Embedder
 from filbert.infer.predict import Classifier, load
 from filbert.infer.predict_file import rows_of
-from filbert.model.device import native_bf16
+from filbert.model.device import native_bf16, path_on_gpu
 from filbert.model.native import serves, why_not
 from filbert.model.native_library import units
 
@@ -337,6 +337,8 @@ def path_of(predictor: Any) -> str:
     encoder, dtype = predictor.model.base_model, measure.name_of(predictor.dtype)
     if (call := measure.of_another_core(predictor.model)) is not None:
         return call.runtime.name
+    if predictor.device.type == "cuda":
+        return f"PyTorch: {path_on_gpu(predictor.model)}"
     float32 = dtype == "float32"
     if serves(encoder):
         return f"native encoder ({'AVX-512' if float32 else units()})"

@@ -48,7 +48,7 @@ from filbert.errors import FilbertError, UsageError
 from filbert.infer.difference import check_compared, difference
 from filbert.infer.overlap import BLOCK, in_order, workers_for
 from filbert.infer.warm_up import warm_up as warmed
-from filbert.model import native
+from filbert.model import graphs, native
 from filbert.model.device import choose_device, choose_precision, for_inference
 from filbert.model.runtime import IN_PYTORCH, check_core, machine_of
 from filbert.tasks import classify
@@ -135,10 +135,10 @@ def load(
     if batch_tokens is None:
         batch_tokens = BATCH_TOKENS_GPU if place.type == "cuda" else BATCH_TOKENS
     predictor = predictor_of(bundle, place, dtype, reason, batch_tokens)
-    if compile and core in IN_PYTORCH and not native.serves(predictor.model.base_model):
+    if place.type == "cuda" and core == "auto":
+        graphs.attach(predictor.model)
+    if compile and core in IN_PYTORCH:  # of which the native encoder leaves little to PyTorch
         predictor.model.compile_parts()
-    elif compile:
-        logger.info("compile: nothing to compile, PyTorch does not compute the layers here")
     if compare is not None:
         check_compared(compare, core)
         check_rows(predictor, compare, what="compare, item")

@@ -33,6 +33,7 @@ from filbert.model.dropout import dropout as drop
 PATHS = ("packed", "sdpa", "eager")
 LONGEST_PRODUCT = 256  # tokens up to which training on a CPU keeps the attention weights
 WIDEST_HEAD = 256  # numbers of a head that flash attention takes at most
+WIDEST_HEAD_TRAINED = 192  # whose gradients it has on every GPU that it serves
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def pack_layout(lengths: Tensor, counts: list[int] | None = None) -> PackedLayou
         counts = lengths.tolist()
     runs = tuple((len(list(run)), length) for length, run in groupby(counts))
     ends = torch.cumsum(lengths, 0)
-    if lengths.device.type == "cpu":
+    if lengths.device.type != "cuda":
         return PackedLayout(lengths, ends - lengths, runs)
     bounds = F.pad(ends, (1, 0)).to(torch.int32)
     return PackedLayout(lengths, ends - lengths, runs, bounds, max(counts, default=0))
@@ -95,8 +96,11 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype, head_size: int) -> s
         return (
             f"flash attention takes heads of a multiple of 8 up to {WIDEST_HEAD}, not {head_size}"
         )
-    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
-        return "flash attention needs a GPU of compute capability 8.0"
+    if torch.cuda.is_available():
+        if torch.version.hip or not torch.backends.cuda.is_flash_attention_available():
+            return "this PyTorch was built without flash attention for CUDA"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "flash attention needs a GPU of compute capability 8.0"
     kernel = varlen_kernel()
     return kernel if isinstance(kernel, str) else None
 
@@ -107,6 +111,8 @@ def in_one_call(
     """Attention of all packed sequences by one kernel, (tokens or sequences, heads, head_size);
     None where that does not serve. reach: a token sees those at most so many places away."""
     if layout.bounds is None or why_no_varlen(query.device, query.dtype, query.shape[-1]):
+        return None
+    if torch.is_grad_enabled() and query.requires_grad and query.shape[-1] > WIDEST_HEAD_TRAINED:
         return None
     kernel = varlen_kernel()
     assert not isinstance(kernel, str)

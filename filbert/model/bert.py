@@ -205,7 +205,7 @@ class BertEncoder(nn.Module):
                 return run_stack(stack, self, hidden, layout.lengths, places), None, ()
         graphs = None if self.training or keep_states else self.graphs
         if graphs is not None and isinstance(layout, PackedLayout):
-            out = graphs(self, hidden, layout)
+            out = graphs(self.layer, hidden, layout)
             if out is not None:
                 places = first if first is not None else wanted
                 return out if places is None else out.index_select(0, places), None, ()

@@ -152,16 +152,21 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def go_cuda(model: nn.Module, dtype: torch.dtype) -> None:
-    """Set the type that `model` computes in on a GPU; small batches of BERT go through CUDA graphs.
-    One line of the log says which path was taken."""
-    from filbert.model.graphs import attach
-
+    """Set the type that `model` computes in on a GPU; one line of the log says which path."""
     model.to(dtype=dtype)
-    reason = attach(model)
-    path = "flash attention of variable length, CUDA graphs for small batches"
-    if reason is not None:
-        path = f"attention by runs of equal lengths, no CUDA graphs: {reason}"
-    logger.info("%s: %s", type(model).__name__, path)
+    logger.info("%s: %s", type(model).__name__, path_on_gpu(model))
+
+
+def path_on_gpu(model: nn.Module) -> str:
+    """What computes the attention of `model`, which is on a GPU, in words."""
+    from filbert.model.attention import why_no_varlen
+
+    weight, config = next(model.parameters()), getattr(model, "config", None)
+    encoder = getattr(config, "encoder", config)  # of a model that writes
+    reason = why_no_varlen(weight.device, weight.dtype, getattr(encoder, "head_size", 0))
+    if reason is None:
+        return "flash attention, one call for texts of any lengths"
+    return f"attention with a call for each length: {reason}"
 
 
 def training_path(model: nn.Module) -> str | None:

@@ -6,7 +6,7 @@ the batch is copied into its buffers, tokens and texts are filled up to the size
 their own, and the filling is cut off again. Attention is the one call for any lengths of
 `attention.py`, so the lengths may differ from replay to replay.
 
-    attach(model)          # what `filbert.load` does on a GPU; BERT alone, under no_grad alone
+    attach(model)          # what `filbert.load` does on a GPU (not with core="torch"); BERT alone
 
 The slow twin is the same encoder without graphs; tests/numerics/test_gpu.py holds one to the other.
 """
@@ -16,38 +16,39 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from filbert.model.attention import PackedLayout, why_no_varlen
-
-if TYPE_CHECKING:
-    from filbert.model.bert import BertEncoder
+from filbert.model.watch import Watch
 
 logger = logging.getLogger("filbert")
 TOKENS = (32, 64, 128, 256, 512, 1024)  # sizes that are recorded, when a batch first needs one;
 TEXTS = (8, 64)  # above them the GPU, not Python, takes the time
 WARM_UP = 3  # calls before recording, in which kernels are chosen and compiled
-
 Run = Callable[[], Tensor]
 Recorded = tuple[Callable[[], None], Tensor]  # replay, and where it leaves its result
+_streams: dict[torch.device, torch.cuda.Stream] = {}  # for recording: cuBLAS keeps memory for each
+_recording = threading.Lock()  # PyTorch records one graph of a process at a time
 
 
 def record(run: Run, device: torch.device) -> Recorded:
     """Record what `run` starts on this GPU."""
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
+    with _recording, torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream()
+        stream = _streams[device]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # left again where recording fails
             for _ in range(WARM_UP):
                 run()
+            graph = torch.cuda.CUDAGraph()
+            # other threads may go on computing meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                out = run()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # another thread may use the GPU meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            out = run()
     return graph.replay, out
 
 
@@ -56,7 +57,7 @@ class Graph:
 
     def __init__(
         self,
-        encoder: BertEncoder,
+        layers: nn.ModuleList,
         hidden: Tensor,
         *,
         tokens: int,
@@ -73,86 +74,97 @@ class Graph:
 
         def run() -> Tensor:
             states = self.hidden
-            for layer in encoder.layer:
+            for layer in layers:
                 states, _ = layer(states, layout)
             return states
 
         self.replay, self.out = record(run, hidden.device)
-        self.read: torch.cuda.Event | None = None  # when the last result was copied
 
     def __call__(self, hidden: Tensor, bounds: Tensor) -> Tensor:
         """The states (n, width) of a batch of at most this size, behind all layers."""
         count, texts = len(hidden), len(bounds)
-        if self.read is not None:
-            self.read.wait()  # the caller may compute on another stream than the one before
         self.hidden[:count].copy_(hidden)
         self.bounds[:texts].copy_(bounds)
         # what is left of the tokens is one more text, and behind it are texts of no token
         self.bounds[texts:].fill_(len(self.hidden))
         self.replay()
-        states = self.out[:count].clone()
-        if states.device.type == "cuda":
-            self.read = torch.cuda.current_stream(states.device).record_event()
-        return states
+        return self.out[:count].clone()
 
 
 class Graphs:
     """The graphs of one encoder. Calls from several threads are safe: one at a time replays."""
 
-    def __init__(self, record: Callable[[Run, torch.device], Recorded] = record) -> None:
-        self._record = record
+    def __init__(
+        self, head_size: int, record: Callable[[Run, torch.device], Recorded] = record
+    ) -> None:
+        self._head_size, self._record = head_size, record
         self._lock = threading.Lock()
         self._graphs: dict[tuple[int, int], Graph] = {}
-        self._weights: list[int] = []  # where they were when the graphs were recorded
+        self._seen: Watch | None = None  # the layers as they were when this was recorded
+        self._read: torch.cuda.Event | None = None  # when the last result had been copied
         self._failed = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())  # a copy of the encoder, or one in another process, has none
 
-    def __call__(self, encoder: BertEncoder, hidden: Tensor, layout: PackedLayout) -> Tensor | None:
-        """The states behind all layers, (tokens, width); None for a batch that no graph is for, or
-        where something looks into the layers."""
-        if self._failed or layout.bounds is None or torch.is_grad_enabled() or watched(encoder):
+    def __call__(
+        self, layers: nn.ModuleList, hidden: Tensor, layout: PackedLayout
+    ) -> Tensor | None:
+        """The states behind all `layers`, (tokens, width); None for a batch that no graph is for,
+        or where something looks into the layers."""
+        if self._failed or layout.bounds is None or torch.is_grad_enabled():
             return None
         tokens = next((size for size in TOKENS if size >= len(hidden)), None)
         texts = next((size for size in TEXTS if size >= len(layout.lengths)), None)
-        if tokens is None or texts is None:
+        served = why_no_varlen(hidden.device, hidden.dtype, self._head_size) is None
+        if tokens is None or texts is None or not served:
             return None
         with self._lock:
-            weights = [weight.data_ptr() for weight in encoder.parameters()]
-            if weights != self._weights:  # moved, cast or replaced
+            if self._seen is None or self._seen.changed():
                 self._graphs.clear()
-                self._weights = weights
-            if (tokens, texts) not in self._graphs:
+                self._seen = Watch(layers)
+            if self._seen.hooked():
+                return None
+            graph = self._graphs.get((tokens, texts))
+            if graph is None:
                 try:
-                    self._graphs[tokens, texts] = Graph(
-                        encoder, hidden, tokens=tokens, texts=texts, record=self._record
-                    )
+                    graph = Graph(layers, hidden, tokens=tokens, texts=texts, record=self._record)
                 except RuntimeError as error:
-                    self._failed = True
-                    logger.warning("no CUDA graphs, small batches are slower: %s", error)
+                    self._give_up(error, hidden.device)
                     return None
-            return self._graphs[tokens, texts](hidden, layout.bounds)
+                self._graphs[tokens, texts] = graph
+            return self._replayed(graph, hidden, layout.bounds)
 
+    def _replayed(self, graph: Graph, hidden: Tensor, bounds: Tensor) -> Tensor:
+        """A caller may compute on another stream than the one before, which still reads."""
+        if hidden.device.type != "cuda":
+            return graph(hidden, bounds)
+        stream = torch.cuda.current_stream(hidden.device)
+        if self._read is not None:
+            stream.wait_event(self._read)
+        states = graph(hidden, bounds)
+        self._read = stream.record_event()
+        return states
 
-def watched(encoder: nn.Module) -> bool:
-    """Whether hooks wait inside the layers, which a replay would pass by."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
+    def _give_up(self, error: RuntimeError, device: torch.device) -> None:
+        """Compute without graphs, from now on unless memory alone was short."""
+        self._failed = not isinstance(error, torch.OutOfMemoryError)
+        until = "" if self._failed else " this time"
+        logger.warning("no CUDA graph%s, small batches are slower: %s", until, error)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 def attach(model: nn.Module) -> str | None:
     """Let small batches of every BERT encoder in `model` go through graphs. Returns why not, None
-    if they do."""
-    from filbert.model.bert import BertEncoder
-
-    encoders = [module for module in model.modules() if isinstance(module, BertEncoder)]
-    if not encoders:
-        return "there is no BERT encoder in this model"
+    if they do; one line of the log says the same."""
+    encoders: list[Any] = [module for module in model.modules() if "graphs" in vars(module)]
+    reason = None if encoders else "there is no BERT encoder in this model"
     for encoder in encoders:
         weight = next(encoder.parameters())
-        head_size = encoder.config.head_size
-        if (reason := why_no_varlen(weight.device, weight.dtype, head_size)) is not None:
-            return reason
-    for encoder in encoders:
-        encoder.graphs = Graphs()
-    return None
+        reason = reason or why_no_varlen(weight.device, weight.dtype, encoder.config.head_size)
+    if reason is None:
+        for encoder in encoders:
+            encoder.graphs = Graphs(encoder.config.head_size)
+    logger.info("small batches: %s", "CUDA graphs" if reason is None else f"no graphs: {reason}")
+    return reason

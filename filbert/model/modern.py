@@ -362,8 +362,10 @@ class ModernBertForSequenceClassification(ModernBertPretrained):
         if self.config.classifier_pooling == "cls":
             if lengths is None:
                 return hidden[:, 0]
+            lengths = lengths.to(hidden.device)
             return hidden.index_select(0, torch.cumsum(lengths, 0) - lengths)
         if lengths is not None:
+            lengths = lengths.to(hidden.device)
             owner = torch.repeat_interleave(
                 torch.arange(len(lengths), device=hidden.device), lengths
             )

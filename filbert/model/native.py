@@ -14,10 +14,8 @@ weight in place is not seen.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import logging
 import math
-import operator
 import os
 import threading
 import weakref
@@ -41,6 +39,7 @@ from filbert.model.native_library import (
 )
 from filbert.model.native_train import shape_of, touched, unlike
 from filbert.model.outputs import ModelOutput
+from filbert.model.watch import Watch
 
 __all__ = [
     "LIBRARY",
@@ -323,7 +322,7 @@ def keep_float32(model: nn.Module) -> None:
         forward = vars(bert).get("forward")
         if isinstance(forward, _Forward):
             forward.exact = True
-            forward._watch()
+            forward.watch()
 
 
 class _Forward:
@@ -334,44 +333,30 @@ class _Forward:
         self.bert, self.exact = bert, False
         self.native: NativeEncoder | None = native
         self.int8, self.float32, self._serves = native.int8, native.float32, True
-        self._watch()
+        self.watch()
+
+    def watch(self) -> None:
+        """Take the model as it is now for the one that the native encoder has."""
+        self.seen: Watch | None = Watch(self.bert, self.bert.embeddings, self.bert.encoder)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("bert", "exact", "int8", "float32")
         return {name: vars(self)[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, native=None, _serves=True, stamp=None, _hooks=[])
-
-    def _watch(self) -> None:
-        """Remember what the model consists of."""
-        bert = self.bert
-        modules = list(bert.modules())
-        self._holders: list[dict[str, Any]] = [m._parameters for m in modules if m._parameters]
-        self._holders += [m._modules for m in modules if m._modules]
-        self._modules = modules  # alive, so that no other one has an id of theirs
-        self._weights = list(bert.parameters())
-        # alive, so that what is put in place of them by `.data =` has other addresses
-        self._storages = [weight.untyped_storage() for weight in self._weights]
-        self._counted = [weight for weight in self._weights if _counts(weight)]
-        self._hooks = [
-            hooks
-            for module in (*bert.embeddings.modules(), *bert.encoder.modules())
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
-        self.stamp = self._now()
+        vars(self).update(state, native=None, _serves=True, seen=None)
 
     def _up_to_date(self) -> bool:
         """Whether the native encoder serves, after it took what changed. The one before goes when
         its last call has ended."""
-        if self.stamp is None or self.stamp != self._now():
+        if self.seen is None or self.seen.changed():
             reason = why_not(self.bert, float32=self.float32)
             if reason is None:
                 self.native = NativeEncoder(self.bert, self.int8, float32=self.float32)
             else:
                 logger.warning("the model was changed: no native encoder any more: %s", reason)
             self._serves = reason is None
-            self._watch()
+            self.watch()
         return self._serves
 
     def __call__(
@@ -409,7 +394,8 @@ class _Forward:
             input_ids is None or lengths is None or attention_mask is not None
             or position_ids is not None or inputs_embeds is not None or output_attentions
             or output_hidden_states or bert.training or torch.is_grad_enabled()
-            or any(self._hooks) or not _packed(input_ids, lengths, token_type_ids)
+            or (self.seen is not None and self.seen.hooked())
+            or not _packed(input_ids, lengths, token_type_ids)
             or not self._up_to_date()
         ):  # fmt: skip
             return slow()
@@ -434,26 +420,6 @@ class _Forward:
         return ModelOutput(
             last_hidden_state=hidden, pooler_output=pooled, hidden_states=None, attentions=None
         )
-
-    def _now(self) -> list[list[int]]:
-        """What differs after a part or a weight was changed, put in its place or written into. It
-        is asked at every call: a list a question costs least."""
-        return [
-            [*map(id, itertools.chain.from_iterable(map(dict.values, self._holders)))],
-            [*map(Tensor.data_ptr, self._weights)],
-            [*map(_version, self._counted)],
-        ]
-
-
-_version = operator.attrgetter("_version")
-
-
-def _counts(weight: Tensor) -> bool:
-    """Whether it counts its changes: inference tensors, and what was made of them, do not."""
-    try:
-        return weight._version >= 0
-    except RuntimeError:
-        return False
 
 
 def _packed(input_ids: Tensor, lengths: Tensor, types: Tensor | None) -> bool:

@@ -151,10 +151,8 @@ def logits_of(model: Classifier, batch: Batch) -> Tensor:
     The batch is computed packed, or as a padded grid if the model's attention path is another.
     """
     device = model.device
-    ids, types, lengths = (
-        torch.from_numpy(x).to(device)
-        for x in (batch.input_ids, batch.token_type_ids, batch.lengths)
-    )
+    ids, types = (torch.from_numpy(x).to(device) for x in (batch.input_ids, batch.token_type_ids))
+    lengths = torch.from_numpy(batch.lengths)  # read by Python, so a GPU would be waited for
     if model.base_model.attention_path == "packed":
         output = model(input_ids=ids, token_type_ids=types, lengths=lengths)
     else:

@@ -124,13 +124,13 @@ def loss(model: PretrainedModel, batch: Batch, *, masks_a_sample: float) -> tupl
     weighs the same wherever it fell, and processes need not agree on a count.
     """
     device = model.device
-    ids, types, lengths, places, labels, pairs = (
+    ids, types, places, labels, pairs = (
         torch.from_numpy(x).to(device)
         for x in (
-            batch.input_ids, batch.token_type_ids, batch.lengths, batch.positions, batch.labels,
-            batch.pair_labels,
+            batch.input_ids, batch.token_type_ids, batch.positions, batch.labels, batch.pair_labels
         )
     )  # fmt: skip
+    lengths = torch.from_numpy(batch.lengths)  # read by Python, so a GPU would be waited for
     output = model(
         input_ids=ids, token_type_ids=types, lengths=lengths, predict_at=places, labels_at=labels
     )

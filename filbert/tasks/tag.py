@@ -162,10 +162,11 @@ def head(
 def logits_of(model: BertForTokenClassification, batch: Batch, at: Ids) -> Tensor:
     """(slots, labels) float32 at the places `at` of the packed batch."""
     device = model.device
-    ids, types, lengths, places = (
+    ids, types, places = (
         torch.from_numpy(np.ascontiguousarray(x)).to(device)
-        for x in (batch.input_ids, batch.token_type_ids, batch.lengths, at)
+        for x in (batch.input_ids, batch.token_type_ids, at)
     )
+    lengths = torch.from_numpy(batch.lengths)  # read by Python, so a GPU would be waited for
     if model.base_model.attention_path == "packed":
         packed = model(input_ids=ids, token_type_ids=types, lengths=lengths, predict_at=places)
         logits: Tensor = packed.logits.float()

@@ -32,7 +32,10 @@ from filbert.model.graphs import TEXTS, TOKENS, Graphs
 from filbert.model.modern import ModernBertConfig, ModernBertModel
 
 LENGTHS = [5, 1, 17, 17, 2, 40, 9]
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+HERE = torch.device("cuda", 0)
+NO_GPU = "no CUDA GPU here" if not torch.cuda.is_available() else None
+NO_GPU = NO_GPU or why_no_varlen(HERE, torch.bfloat16, 16)
+GPU = pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU))
 calls: list[tuple[int, int]] = []
 
 
@@ -143,7 +146,7 @@ def plain_call(run: graphs_module.Run, device: torch.device) -> graphs_module.Re
 
 
 def with_graphs(model: BertModel, record: Any = plain_call) -> Graphs:
-    model.encoder.graphs = Graphs(record)
+    model.encoder.graphs = Graphs(8, record)
     return model.encoder.graphs
 
 
@@ -214,7 +217,7 @@ def test_no_graph_where_there_is_none_for_it(caplog: pytest.LogCaptureFixture) -
         for _ in range(2):
             assert torch.equal(model(**given).last_hidden_state, slow)
     assert [r.getMessage() for r in caplog.records] == [
-        "no CUDA graphs, small batches are slower: operation not permitted when stream is capturing"
+        "no CUDA graph, small batches are slower: operation not permitted when stream is capturing"
     ]
 
 
@@ -340,6 +343,45 @@ def test_a_classifier_with_graphs(kernel: None) -> None:
     assert isinstance(model.bert.encoder, BertEncoder)
     with torch.inference_mode():
         slow = model(**batch()).logits
-        model.bert.encoder.graphs = Graphs(plain_call)
+        model.bert.encoder.graphs = Graphs(8, plain_call)
         fast = model(**batch()).logits
     assert (fast - slow).abs().max().item() < 2e-6
+
+
+@GPU
+def test_recording_on_a_gpu_leaves_nothing_behind() -> None:
+    """Recorded under inference_mode and under no_grad; one that fails; two encoders at once."""
+    given = {name: value.cuda() for name, value in batch([3]).items()}
+    models = [small_bert(hidden_size=64).cuda().bfloat16() for _ in range(2)]
+    assert [graphs_module.attach(model) for model in models] == [None, None]
+    with torch.inference_mode():
+        models[0](**given)
+    with torch.no_grad():
+        models[0](**{name: value.cuda() for name, value in batch([40]).items()})
+    assert len(models[0].encoder.graphs._graphs) == 2  # type: ignore[union-attr]
+
+    def syncs(run: graphs_module.Run, device: torch.device) -> graphs_module.Recorded:
+        return graphs_module.record(lambda: run() * float(run().sum()), device)
+
+    before = torch.cuda.current_stream()
+    models[1].encoder.graphs = Graphs(16, syncs)
+    with torch.no_grad():
+        models[1](**given)
+    assert models[1].encoder.graphs._failed and torch.cuda.current_stream() == before
+    assert torch.nn.functional.dropout(torch.ones(64, device="cuda")).isfinite().all()
+
+    for model in models:
+        graphs_module.attach(model)
+    answers: list[Tensor] = []
+
+    def ask(model: BertModel) -> None:
+        with torch.inference_mode():
+            answers.append(model(**given).last_hidden_state)
+
+    threads = [threading.Thread(target=ask, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 2 and torch.equal(*answers)  # equal weights
+    assert not any(model.encoder.graphs._failed for model in models)  # type: ignore[union-attr]
