@@ -115,8 +115,9 @@ def lay_out(
     """
     layout: Layout
     if lengths is not None:
-        counts: list[int] = lengths.tolist()  # once: a GPU has to be waited for
-        whole = len(shape) == 1 and sum(counts) == shape[0] and min(counts, default=0) > 0
+        counts: list[int] = lengths.flatten().tolist()  # once: a GPU has to be waited for
+        whole = len(shape) == lengths.dim() == 1 and sum(counts) == shape[0]
+        whole = whole and min(counts, default=0) > 0
         if not whole or output_attentions or attention_mask is not None:
             raise FilbertError(
                 "a packed batch is input_ids (tokens,) and positive lengths that sum to "
