@@ -89,6 +89,7 @@ for name in sys.argv[1:]:
 """
 
 GIB = 1024**3
+BUSY = 0.5  # threads of other programs from which a measured rate says too little
 
 
 @dataclass(frozen=True)
@@ -321,8 +322,9 @@ def compute_findings(broken: Mapping[str, str], *, probe: bool) -> Iterator[Find
     yield Finding("precision", f"{str(precision).removeprefix('torch.')} ({reason})")
     yield native_finding()
     if probe:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # of the last minute
         single, half = (matmul_rate(dtype, device) for dtype in (torch.float32, torch.bfloat16))
-        yield rate_finding(single, half, bf16_chosen=precision == torch.bfloat16)
+        yield rate_finding(single, half, bf16_chosen=precision == torch.bfloat16, load=load)
 
 
 def native_finding() -> Finding:
@@ -367,9 +369,12 @@ def thread_finding(threads: int, cores: float) -> Finding:
     return Finding("threads", str(threads), "warn", advice)
 
 
-def rate_finding(single: float, half: float, *, bf16_chosen: bool) -> Finding:
-    """The measured rates, and a warning where they clearly speak against the chosen precision."""
+def rate_finding(single: float, half: float, *, bf16_chosen: bool, load: float = 0.0) -> Finding:
+    """The measured rates, and a warning where they clearly speak against the chosen precision.
+    load: how many threads of this machine wanted to compute in the minute before."""
     value = f"float32 {single:,.0f} GFLOP/s, bf16 {half:,.0f} GFLOP/s"
+    if load >= BUSY:
+        return Finding("matrix products", f"{value}; perhaps too low, {load:.1f} threads were busy before")
     if bf16_chosen and half < 0.8 * single:
         advice = "bf16 is chosen but slower here: use --precision float32"
         return Finding("matrix products", value, "warn", advice)

@@ -242,6 +242,10 @@ def test_rates() -> None:
         "matrix products", "float32 100 GFLOP/s, bf16 1,700 GFLOP/s"
     )
     assert doctor.rate_finding(100, 1, bf16_chosen=False).state == "ok"
+    # what others take away says nothing of the machine
+    busy = doctor.rate_finding(100, 79, bf16_chosen=True, load=1.94)
+    assert busy.value.endswith("bf16 79 GFLOP/s; perhaps too low, 1.9 threads were busy before")
+    assert busy.state == "ok"
     found = doctor.rate_finding(100, 79, bf16_chosen=True)
     assert found.state == "warn"
     assert "--precision float32" in found.advice
