@@ -374,7 +374,8 @@ def rate_finding(single: float, half: float, *, bf16_chosen: bool, load: float =
     load: how many threads of this machine wanted to compute in the minute before."""
     value = f"float32 {single:,.0f} GFLOP/s, bf16 {half:,.0f} GFLOP/s"
     if load >= BUSY:
-        return Finding("matrix products", f"{value}; perhaps too low, {load:.1f} threads were busy before")
+        value += f"; perhaps too low, {load:.1f} threads were busy before"
+        return Finding("matrix products", value)
     if bf16_chosen and half < 0.8 * single:
         advice = "bf16 is chosen but slower here: use --precision float32"
         return Finding("matrix products", value, "warn", advice)
