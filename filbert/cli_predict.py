@@ -13,7 +13,7 @@ from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filbert.errors import UsageError
+from filbert.errors import FilbertError, UsageError
 
 if TYPE_CHECKING:
     from filbert.infer.predict_options import EvaluateOptions, PredictOptions
@@ -154,6 +154,8 @@ def write_file(options: PredictOptions, model: Any, given: dict[str, Any]) -> No
         strict=options.strict, **reading, **given,
     )  # fmt: skip
     print(report.summary(options.out), file=sys.stderr)
+    if 0 < report.rows == report.answered == report.failures:
+        raise FilbertError("no row could be answered; is it the right file, column and --format?")
 
 
 def task_options(options: PredictOptions, model: Any) -> dict[str, Any]:

@@ -161,9 +161,9 @@ def stream_texts(
     """`(row, text, second text or None)` of each row of `path`, for prediction in constant memory.
 
     What is no string (None for a missing key), or has half of a surrogate pair, is handed on as it
-    is, so that one bad row of millions can be answered with its own error. Raises what `read_rows`
-    and `find_columns` do; with `need_pair` `UsageError` where no second texts are found."""
-    rows = read_rows(path, format=format, encoding=encoding, header=header, half_pairs=True)
+    is, a line that is no JSON as a `BadRow`: one bad row of millions has an error of its own. Else
+    raises as `read_rows` and `find_columns`; with `need_pair` where no second texts are found."""
+    rows = read_rows(path, format=format, encoding=encoding, header=header, lenient=True)
     head = list(islice(rows, 1))
     if list(head[0].values) != ["text"]:  # else nothing to find out: answer as lines come in
         head += islice(rows, tables.HEAD - 1)
@@ -173,7 +173,7 @@ def stream_texts(
     if need_pair and not pair:
         told = f"{shown_name(os.fspath(path))}: one text is in '{text}' (or say --text-column), "
         raise _no_column(told + "where is the other?", [*head[0].values], head, "pair", "pair")
-    return ((row, row.values.get(text), pair and row.values.get(pair)) for row in chain(head, rows))
+    return ((row, row.cell(text), pair and row.cell(pair)) for row in chain(head, rows))
 
 
 # --- which column holds what ---------------------------------------------------------------------

@@ -166,7 +166,7 @@ def stream_sources(
     plain = kind_of(path) is None and not path.startswith("hub:") and ".json" not in path.lower()
     rows = read_rows(
         path, format="text" if format is None and plain else format, encoding=encoding,
-        header=header, half_pairs=True,
+        header=header, lenient=True,
     )  # fmt: skip
     head = list(islice(rows, 1))
     if head and list(head[0].values) != ["text"]:  # else nothing to find out: lines as they come in
@@ -323,7 +323,7 @@ def _cell(row: Row, name: str) -> Any:
     nested = row.values.get(NESTED)
     if name not in row.values and isinstance(nested, dict):
         return nested.get(name)
-    return row.values.get(name)
+    return row.cell(name)
 
 
 def _one(path: str, row: Row, name: str) -> str:

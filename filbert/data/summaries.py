@@ -175,7 +175,7 @@ def stream_documents(
     """
     source = shown_name(os.fspath(path))
     kind = reading.get("format") or (None if str(path) == "-" else kind_of(os.fspath(path)))
-    rows = read_rows(path, half_pairs=True, **reading)
+    rows = read_rows(path, lenient=True, **reading)
     if kind == "text":
         lines = [row.values["text"] for row in rows]
         yield Row(1, {"text": "\n".join(lines)}), "\n".join(lines), None
@@ -190,7 +190,7 @@ def stream_documents(
     if text_column is not None or len(names) > 1:
         column = _column(text_column, TEXTS, names, source, what="text")
     for row in chain(head, rows):
-        yield row, row.values.get(column), None
+        yield row, row.cell(column), None
 
 
 def document_problem(value: Any) -> str | None:

@@ -24,7 +24,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,11 @@ class Row:
 
     number: int
     values: dict[str, Any]
+    wrong: BadRow | None = None  # in place of values, where a bad row is no error
+
+    def cell(self, name: str) -> Any:
+        """The value of a column, None where there is none; of a bad row what is wrong with it."""
+        return self.values.get(name) if self.wrong is None else self.wrong
 
 
 class BadRow(str):
@@ -98,7 +103,7 @@ def read_rows(
     header: bool | None = None,
     columns: Sequence[str] | None = None,
     progress: Callable[[int], object] | None = None,
-    half_pairs: bool = False,
+    lenient: bool = False,
 ) -> Iterator[Row]:
     """The rows of `path` one by one; memory does not grow with the file.
 
@@ -108,16 +113,17 @@ def read_rows(
     names gives names. Plain text has one column, "text". Without a header columns are named "1",
     "2", ... Of Parquet only `columns` are read, where they are there. `progress` is told now and
     then how many bytes of the file, compressed as it is, have been read (no standard input, no
-    hub). `half_pairs`: half of a surrogate pair in JSON is handed on, for whoever tells it row by
-    row, and no error. Raises `UsageError` at once for a wrong name or option, `FilbertError` on the
-    way for content that cannot be read, with its line.
+    hub). `lenient`: half of a surrogate pair in JSON, and a line behind the first object that is no
+    object (`Row.wrong`), are handed on, for whoever tells them row by row. Raises `UsageError` at
+    once for a wrong name or option, `FilbertError` on the way for content that cannot be read, with
+    its line.
     """
     name = os.fspath(path)
     if format is not None and format not in FORMATS:
         hint = did_you_mean(format, FORMATS)
         raise UsageError(f"unknown format '{format}'; there are {', '.join(FORMATS)}.{hint}")
     if name.startswith("hub:"):
-        return _hub_rows(name, format, encoding, header, half_pairs)
+        return _hub_rows(name, format, encoding, header, lenient)
     if name != "-":
         _check_path(Path(name))
     kind = format or ("text" if name == "-" else _format_of(name))
@@ -136,7 +142,7 @@ def read_rows(
         texts = (line.removesuffix("\n").removesuffix("\r") for line in lines)
         return (Row(number, {"text": text}) for number, text in enumerate(texts, 1))
     if kind == "jsonl":
-        return _json_rows(lines, shown, half_pairs)
+        return _json_rows(lines, shown, lenient)
     if kind == "csv":
         return _table(_comma_cells(lines, shown), shown, "csv", header)
     header = {"cola": False, "mrpc": True}.get(kind, header)
@@ -414,36 +420,38 @@ def is_number(cell: str | float) -> bool:
         return False
 
 
-def _json_rows(lines: Iterable[str], shown: str, half_pairs: bool) -> Iterator[Row]:
+def _json_rows(lines: Iterable[str], shown: str, lenient: bool) -> Iterator[Row]:
     number = 0
+    values: Any
     wanted = 'each line must be one object, such as {"text": "...", "label": "..."}'
     for line_number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        where = f"{shown}, line {line_number}"
+        values, wrong = {}, ""
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            begin = line[:40].strip()
-            raise FilbertError(
-                f"{where}: no JSON ({error}); {wanted}. It begins {begin!r}"
-            ) from None
+            wrong = f"no JSON ({error}); {wanted}. It begins {line[:40].strip()!r}"
         if not isinstance(values, dict):
             way = ". One big array becomes lines by: jq -c '.[]' FILE" if number == 0 else ""
-            raise FilbertError(f"{where}: {type(values).__name__}; {wanted}{way}")
-        doubtful = not half_pairs and ("\\ud" in line or "\\uD" in line)
-        if doubtful and (half := _lone_surrogate(values)):
-            raise FilbertError(
-                f"{where}: half of a surrogate pair ({half} alone), which is no character; "
+            wrong = f"{type(values).__name__}; {wanted}{way}"
+        elif not lenient and ("\\ud" in line or "\\uD" in line) and (half := _lone(values)):
+            wrong = (
+                f"half of a surrogate pair ({half} alone), which is no character; "
                 "write the character itself, or both halves"
             )
+        if wrong and not (lenient and number):  # the first line says of what kind the file is
+            raise FilbertError(f"{shown}, line {line_number}: {wrong}")
         number += 1
-        yield Row(number, values)
+        if wrong:
+            yield Row(number, {}, BadRow(f"line {line_number}: {wrong}"))
+        else:
+            yield Row(number, values)
     if not number:
         raise FilbertError(f"{shown} holds no rows, only empty lines")
 
 
-def _lone_surrogate(values: dict[str, Any]) -> str:
+def _lone(values: dict[str, Any]) -> str:
     """The first half of a pair that stands alone, as JSON writes it; empty where there is none."""
     try:
         json.dumps(values, ensure_ascii=False).encode()
@@ -453,14 +461,14 @@ def _lone_surrogate(values: dict[str, Any]) -> str:
 
 
 def _hub_rows(
-    name: str, format: str | None, encoding: str, header: bool | None, half_pairs: bool
+    name: str, format: str | None, encoding: str, header: bool | None, lenient: bool
 ) -> Iterator[Row]:
     """Rows of all files of one split of a hub data set, numbered through."""
     reading: dict[str, Any] = {
-        "format": format, "encoding": encoding, "header": header, "half_pairs": half_pairs
+        "format": format, "encoding": encoding, "header": header, "lenient": lenient
     }  # fmt: skip
     rows = chain.from_iterable(read_rows(file, **reading) for file in hub_files(name))
-    return (Row(number, row.values) for number, row in enumerate(rows, 1))
+    return (replace(row, number=number) for number, row in enumerate(rows, 1))
 
 
 def hub_files(name: str) -> list[Path]:

@@ -178,13 +178,13 @@ def stream_untagged(
         return
     reading: dict[str, Any] = {"format": format, "encoding": encoding, "header": header}
     if text_column is None and (os.path.isfile(name) or name.startswith("hub:")):
-        first = next(read_rows(name, half_pairs=True, **reading)).values  # a pipe would lose it
+        first = next(read_rows(name, lenient=True, **reading)).values  # a pipe would lose it
         lists = [key for key in TOKENS if isinstance(first.get(key), list)]
         text_column = lists[0] if lists and "text" not in first else None
     split: bool | None = None  # whether the cells are lists of words
     for row, cell, pair in stream_texts(name, text_column=text_column, **reading):
         split = isinstance(cell, list) if split is None else split
-        yield row, {"tokens": cell} if split else cell, pair
+        yield row, {"tokens": cell} if split and row.wrong is None else cell, pair
 
 
 def split_holdout(part: Tagged, *, fraction: float, seed: int) -> tuple[Tagged, Tagged]:

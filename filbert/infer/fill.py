@@ -96,7 +96,7 @@ class Filler:
         """What is wrong with a row, in words; None for a good one."""
         if is_pair(row):
             return "this model takes one text, got a pair"
-        return fill.problem(self.tokenizer, row) or text_problem(row)
+        return text_problem(row) or fill.problem(self.tokenizer, row)
 
     def answer_rows(
         self, rows: Sequence[str], *, top_k: int = 5, targets: Sequence[str] | None = None
@@ -180,7 +180,7 @@ class TextScorer:
         """What is wrong with a row, in words; None for a good one."""
         if is_pair(row):
             return "this model takes one text, got a pair"
-        return perplexity.problem(self.tokenizer, row) or text_problem(row)
+        return text_problem(row) or perplexity.problem(self.tokenizer, row)
 
     def answer_rows(self, rows: Sequence[str], *, each: bool = False) -> list[Answer]:
         """Answers of texts that `problem` found good, in order: `log_likelihood`, `tokens`,

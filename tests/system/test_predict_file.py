@@ -269,3 +269,31 @@ def test_resume_of_a_finished_file_is_done(
         assert (report.rows, report.answered) == (100, 0)
         assert "is finished already" in capsys.readouterr().err
         assert out.read_bytes() == before
+
+
+def test_a_file_of_which_no_row_is_answered_is_no_success(bundle: Path, tmp_path: Path) -> None:
+    """The errors stand in the output all the same."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": null}\n{"text": 4}\n', "utf-8")
+    command = [sys.executable, "-m", "filbert", "predict", str(bundle), "--file", str(source)]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.endswith(
+        "error: no row could be answered; is it the right file, column and --format?\n"
+    )
+    assert [row["row"] for row in rows_of(out) if "error" in row] == [1, 2]
+
+
+def test_lines_that_are_no_json_have_errors_of_their_own(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "a"}\n{"text": \n[1]\n{"text": "b"}\n', "utf-8")
+    report = predict_file(classifier, source, out)
+    rows = rows_of(out)
+    assert (report.rows, report.failed) == (4, [2, 3])
+    assert ["error" in row for row in rows] == [False, True, True, False]
+    assert rows[1]["error"].startswith("line 2: no JSON (") and "line 3: list" in rows[2]["error"]
+    alone = classifier(["a", "b"])
+    assert [rows[0]["label"], rows[3]["label"]] == [answer["label"] for answer in alone]
+    with pytest.raises(FilbertError, match="row 2: line 2: no JSON"):
+        predict_file(classifier, source, tmp_path / "strict.jsonl", strict=True)

@@ -406,6 +406,25 @@ def test_bad_json_lines(tmp_path: Path, line: str, expected: str) -> None:
     )
 
 
+def test_bad_json_lines_behind_a_good_one_are_rows_where_asked(tmp_path: Path) -> None:
+    bad = ['{"text": }', "[1]", "7", "[" * 100_000, '{"text": "\\ud83d"}']
+    lines = ['{"text": "a"}', *bad, '{"text": "b"}']
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    rows = list(read_rows(path, lenient=True))
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row.wrong is None for row in rows] == [True, False, False, False, False, True, True]
+    assert rows[1].cell("text") == rows[1].cell("label") == rows[1].wrong
+    assert str(rows[1].wrong).startswith("line 2: no JSON (Expecting value: line 1 column 10")
+    assert str(rows[2].wrong) == (
+        'line 3: list; each line must be one object, such as {"text": "...", "label": "..."}'
+    )
+    assert rows[6].cell("text") == "b" and rows[6].cell("label") is None
+    # the first line says of what kind the file is
+    other = write(tmp_path / "b.jsonl", "[1]\n" + lines[0])
+    with pytest.raises(FilbertError, match=r"line 1: list; .* jq -c"):
+        list(read_rows(other, lenient=True))
+
+
 def test_broken_parquet(tmp_path: Path) -> None:
     table = pa.table({"text": [str(n) * 50 for n in range(5000)]})
     parquet.write_table(table, tmp_path / "whole.parquet")
