@@ -8,9 +8,11 @@
 #   OUT     where everything goes (default: runs/mini)
 #
 # Settings, as variables: SIZE=16384 KIND=uncased RECIPE=recipes/bert-mini.toml EPOCHS=3
-# WORDS=33m PAIRS=17m: how long words are learned alone, and then words and pairs; learned together
-# from the first step both come out worse (docs/pretrain-log.md). The learning rate falls with PAIRS.
-# PRETRAIN_ARGS and TRAIN_ARGS: further options of filbert pretrain and filbert train classify.
+# WORDS=42m PAIRS=8m: how long words are learned alone, and then words and pairs; learned together
+# from the first step both come out worse (docs/pretrain-log.md). WORDS_ARGS= and
+# PAIRS_ARGS="--lr 1e-3 --warmup 0.02": their options. That is best for single texts. For pairs of texts:
+#   WORDS=33m WORDS_ARGS="--schedule constant" PAIRS=17m PAIRS_ARGS="--warmup 0.01"
+# PRETRAIN_ARGS and TRAIN_ARGS: further options of both parts, and of filbert train classify.
 # A step that is done is not done again; one that was broken off goes on. Chinese:
 #
 #   KIND=chinese SIZE=12000 RECIPE=recipes/bert-mini-zh.toml runs/cpu.sh corpus_zh/ train.tsv dev.tsv
@@ -42,8 +44,9 @@ pretrain() {  # OUT and the options of this part
     "$filbert" pretrain "${RECIPE:-$here/recipes/bert-mini.toml}" --data "$out/shards" \
         --out "$@" ${PRETRAIN_ARGS:-} $resume
 }
-pretrain "$out/words" --objective none --short-prob 0 --schedule constant --budget "${WORDS:-33m}"
-pretrain "$out/model" --base "$out/words" --warmup 0.01 --seed 43 --budget "${PAIRS:-17m}"
+pretrain "$out/words" --objective none --short-prob 0 --budget "${WORDS:-42m}" ${WORDS_ARGS:-}
+pretrain "$out/model" --base "$out/words" --seed 43 --budget "${PAIRS:-8m}" \
+    ${PAIRS_ARGS:---lr 1e-3 --warmup 0.02}
 if [ ! -f "$out/tuned/filbert.json" ]; then
     resume=
     [ -f "$out/tuned/recipe.toml" ] && resume=--resume
