@@ -212,7 +212,10 @@ def write_vectors(
         def vectors_of(block: list[Any]) -> Floats:
             for row, text, _ in block:
                 if problem := embedder.problem(text):
-                    raise FilbertError(f"{source}: row {row.number}: {problem}")
+                    raise FilbertError(
+                        f"{source}: row {row.number}: {problem}. An array holds a vector of every "
+                        "row; a .jsonl file takes errors"
+                    )
             return embedder.vectors([text for _, text, _ in block], dimensions=dimensions)
 
         workers = workers_for(embedder.model)

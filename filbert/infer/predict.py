@@ -457,7 +457,7 @@ def as_json_text(answer: Answer) -> str:
 
 def check_count(name: str, value: Any, *, most: int = 2**31 - 1) -> None:
     """Raise `UsageError` unless `value` is a whole number from 1 to `most`."""
-    if not isinstance(value, int) or not 1 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise UsageError(
             f"{name} must be at least 1 and at most {most:,}, a whole number, got {shown(value)}"
         )

@@ -115,6 +115,9 @@ def lay_out(
     """
     layout: Layout
     if lengths is not None:
+        if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+            kind = getattr(lengths, "dtype", type(lengths).__name__)
+            raise FilbertError(f"lengths must be a tensor of int64 or int32, got {kind}")
         counts: list[int] = lengths.flatten().tolist()  # once: a GPU has to be waited for
         whole = len(shape) == lengths.dim() == 1 and sum(counts) == shape[0]
         whole = whole and min(counts, default=0) > 0

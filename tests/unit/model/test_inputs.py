@@ -22,6 +22,9 @@ def test_lengths_that_do_not_fit_the_tokens(lengths: list[int]) -> None:
     )
     wrong = torch.tensor(lengths, dtype=torch.int64)
     for training in (True, False):
+        for other in (wrong.float(), wrong.bool(), wrong.to(torch.int16), lengths, wrong.numpy()):
+            with pytest.raises(FilbertError, match="lengths must be a tensor of int64 or int32"):
+                model.train(training)(IDS, lengths=other)
         with pytest.raises(FilbertError, match=r"a packed batch is .* got \(7,\) and lengths of"):
             model.train(training)(IDS, lengths=wrong)
     assert model.eval()(IDS, lengths=torch.tensor([4, 3])).last_hidden_state.shape == (7, 8)
