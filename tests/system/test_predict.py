@@ -344,7 +344,7 @@ def test_damaged_weights_are_told(bundle: Path, tmp_path: Path) -> None:
     [
         {"threads": 2**40},
         {"threads": "2"},
-        {"batch_tokens": None},
+        {"batch_tokens": True},
         {"device": None},
         {"name": None},
         {"name": b"m"},

@@ -56,7 +56,7 @@ def test_one_text_gives_one_answer_and_a_list_a_list(fill: Any) -> None:
         ("a <mask> here", "'<mask>'"),
         ("我是___。", "'___'"),
         ("", "no blank"),
-        (None, "got NoneType"),
+        (None, "got None (a missing value)"),
         (("a [MASK]", "b"), "takes one text"),
     ],
 )
