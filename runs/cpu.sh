@@ -45,7 +45,8 @@ pretrain() {  # OUT and the options of this part
         --out "$@" ${PRETRAIN_ARGS:-} $resume
 }
 pretrain "$out/words" --objective none --short-prob 0 --budget "${WORDS:-42m}" ${WORDS_ARGS:-}
-pretrain "$out/model" --base "$out/words" --seed 43 --budget "${PAIRS:-8m}" \
+pretrain "$out/model" --base "$out/words" --objective next_sentence --short-prob 0.1 \
+    --seed 43 --budget "${PAIRS:-8m}" \
     ${PAIRS_ARGS:---lr 1e-3 --warmup 0.02}
 if [ ! -f "$out/tuned/filbert.json" ]; then
     resume=
