@@ -31,6 +31,7 @@ from filbert.data.examples import stream_texts
 from filbert.data.questions import Questions, ids_once, read_questions, stream_unanswered
 from filbert.data.tables import BadRow, Row
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.overlap import expect
 from filbert.infer.predict import WINDOW, check_count, check_rows, shown, stream, text_problem
 from filbert.model.device import for_inference
 from filbert.model.span_head import BertForQuestionAnswering
@@ -197,6 +198,7 @@ class Answerer:
     def spans(self, questions: Questions, *, n_best: int = task.N_BEST) -> Spans:
         """The best spans of each question. Raises `FilbertError` where the model's answers are no
         finite numbers."""
+        expect(len(questions), self.model)
         return self.spans_in(self.encode(questions), n_best=n_best)
 
     def encode(self, questions: Questions) -> Passages:

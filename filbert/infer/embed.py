@@ -30,12 +30,11 @@ from filbert.data.examples import stream_texts
 from filbert.data.sentence_pairs import read_sentences
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.empty_texts import empty_note, told
-from filbert.infer.overlap import in_order, workers_for
+from filbert.infer.overlap import in_blocks, in_order, workers_for
 from filbert.infer.predict import (
     WINDOW,
     check_rows,
     finite,
-    in_blocks,
     is_pair,
     shown,
     tell_cut,

@@ -22,13 +22,17 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from filbert.model.native import serves
+from filbert.model.native import rouse, serves
 from filbert.model.plain import OF_WORDS
 from filbert.model.seq2seq_config import Seq2SeqConfig
 
+FEW = 8  # texts that are over so soon that its threads are woken before they are tokenised
+ALONE = 1024  # texts of a block of one worker
 BLOCK = 256  # texts of a block where many are at hand: enough of them for two workers to share
 Block = TypeVar("Block", bound=Sized)
 Answers = TypeVar("Answers")
@@ -51,6 +55,13 @@ def workers_for(model: nn.Module) -> int:
 def mark_worker() -> None:
     """Say that this thread is a worker, which starts no others; see `workers_for`."""
     _here.working = True
+
+
+def expect(count: int, model: nn.Module) -> None:
+    """Say that so many texts are about to be tokenised for this model. Of few, tokenising and
+    computing take about as long as the threads of the native encoder take to wake."""
+    if count <= FEW:
+        rouse(model)
 
 
 @contextlib.contextmanager
@@ -104,3 +115,19 @@ def in_order(
             raise failed[0]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_blocks(
+    work: Callable[[range], NDArray[np.float32]], count: int, model: nn.Module, *, width: int
+) -> NDArray[np.float32]:
+    """(count, width): what `work` makes of the rows of each block, overlapped where that pays."""
+    expect(count, model)
+    if count <= BLOCK:
+        return work(range(count))
+    workers = workers_for(model)
+    size = ALONE if workers == 1 else BLOCK
+    out = np.empty((count, width), np.float32)
+    blocks = (range(start, min(start + size, count)) for start in range(0, count, size))
+    for rows, found in in_order(work, blocks, workers=workers if count > size else 1):
+        out[rows.start : rows.stop] = found
+    return out

@@ -39,14 +39,13 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from filbert.bundle import Bundle, open_bundle
 from filbert.data.packing import Encoded
 from filbert.data.tables import BadRow
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.difference import check_compared, difference
-from filbert.infer.overlap import BLOCK, in_order, workers_for
+from filbert.infer.overlap import BLOCK, in_blocks, in_order, workers_for
 from filbert.infer.warm_up import warm_up as warmed
 from filbert.model import graphs, native
 from filbert.model.device import choose_device, choose_precision, for_inference
@@ -345,21 +344,6 @@ def stream(
     workers = workers_for(predictor.model) if window >= BLOCK else 1  # few rows are to be quick
     for _, answers in in_order(answer, checked(), workers=workers, full=window):
         yield from answers
-
-
-def in_blocks(
-    work: Callable[[range], NDArray[np.float32]], count: int, model: nn.Module, *, width: int
-) -> NDArray[np.float32]:
-    """(count, width): what `work` makes of the rows of each block, overlapped where that pays."""
-    if count <= BLOCK:
-        return work(range(count))
-    workers = workers_for(model)
-    size = WINDOW if workers == 1 else BLOCK
-    out = np.empty((count, width), np.float32)
-    blocks = (range(start, min(start + size, count)) for start in range(0, count, size))
-    for rows, found in in_order(work, blocks, workers=workers if count > size else 1):
-        out[rows.start : rows.stop] = found
-    return out
 
 
 def tell_cut(

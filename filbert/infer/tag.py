@@ -30,6 +30,7 @@ from filbert.data.tag_layout import Laid
 from filbert.data.tag_schemes import split_tag
 from filbert.data.tagged import read_tagged, stream_untagged
 from filbert.errors import FilbertError
+from filbert.infer.overlap import expect
 from filbert.infer.predict import WINDOW, check_rows, shown, text_problem
 from filbert.model.bert import BertForTokenClassification
 from filbert.model.device import for_inference
@@ -186,11 +187,13 @@ class Tagger:
         )  # fmt: skip
 
     def _of_texts(self, texts: list[str]) -> list[Answer]:
+        expect(len(texts), self.model)
         laid = tag.encode(self.tokenizer, texts=texts, **self._reading())
         assert laid.chars is not None
         return self._answers(laid, texts, laid.chars)
 
     def _of_words(self, sentences: list[list[str]]) -> list[Answer]:
+        expect(len(sentences), self.model)
         laid = tag.encode(self.tokenizer, words=sentences, **self._reading())
         joined = [tag.join_words(words) for words in sentences]
         places: Ids = np.concatenate([np.zeros((0, 2), np.int64), *(p for _, p in joined)])

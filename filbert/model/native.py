@@ -203,6 +203,16 @@ class NativeEncoder:
         self._check(code, threads)
         return out
 
+    def rouse(self) -> None:
+        """Wake the threads for a call that follows soon. Where a call is under way they are awake;
+        of threads that cannot be had the call itself tells."""
+        if self._turn.acquire(blocking=False):
+            try:
+                if self._handle is not None:
+                    self._lib.filbert_encoder_rouse(self._handle, torch.get_num_threads())
+            finally:
+                self._turn.release()
+
     def pack(self, number: int, layer: nn.Module, int8: int) -> None:
         """Take a layer's weights, with these products in int8; no call may be under way."""
         assert isinstance(layer, BertLayer) and self._handle is not None
@@ -313,6 +323,14 @@ def serves(model: nn.Module) -> bool:
     """Whether the native encoder computes for this encoder, which then takes `mean=True`: a row a
     sequence, the mean of its states, in place of the states."""
     return isinstance(vars(model).get("forward"), _Forward)
+
+
+def rouse(model: nn.Module) -> None:
+    """Say that `model` gets a small batch soon, so that the native encoder, if it serves, wakes its
+    threads while the batch is made."""
+    forward = vars(getattr(model, "base_model", model)).get("forward")
+    if isinstance(forward, _Forward) and forward.native is not None:
+        forward.native.rouse()
 
 
 def keep_float32(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger("filbert")
 LIBRARY = Path(__file__).parent.parent / "native" / "libencoder.so"  # for AMX; and float32
 VECTORS = LIBRARY.with_name("libvectors.so")
 NOT_COMPILED = LIBRARY.with_name("not_compiled.txt")  # says why; hatch_build.py leaves it
-ABI = 4  # raised with that of encoder.cpp whenever one of the functions below changes
+ABI = 5  # raised with that of encoder.cpp whenever one of the functions below changes
 UNSOUND = 4  # of a call that was given a batch that is none
 TILES_SWITCH = "FILBERT_NATIVE_TILES"  # 0: the vectors, where there is AMX too
 NO_UNITS = "this processor or kernel has neither AMX nor AVX-512 for bfloat16 and int8"
@@ -84,6 +84,7 @@ def opened(path: Path | None = None) -> ctypes.CDLL | str:
         ("filbert_native_level", number, []),
         ("filbert_encoder_new", Pointer, [Pointer, real, number]),
         ("filbert_encoder_free", None, [Pointer]),
+        ("filbert_encoder_rouse", number, [Pointer, number]),
         ("filbert_encoder_forked", None, [Pointer]),
         ("filbert_encoder_embeddings", number, [Pointer] * 6),
         ("filbert_encoder_layer", number, [Pointer, number, Pointer, number]),

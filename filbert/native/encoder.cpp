@@ -57,7 +57,7 @@
 
 // Raised with that of filbert/model/native_library.py whenever an export changes: a library that was
 // compiled from an older state is then refused.
-constexpr int ABI = 4;
+constexpr int ABI = 5;
 EXPORT int filbert_native_abi() { return ABI; }
 
 // What this processor and kernel offer, added up: 1 bfloat16 and int8, as this was compiled for AMX or
@@ -174,6 +174,11 @@ EXPORT int filbert_encoder_run(void* handle, const int64_t* ids, const int64_t* 
         const std::vector<int> counts(lengths, lengths + texts);
         static_cast<Encoding*>(handle)->run({ids, types, hidden, counts.data(), out, Rows(rows)}, texts, threads, chunk_tokens);
     });
+}
+
+// A run with so many threads follows soon: those that sleep wake meanwhile. 0, or a `Failure`.
+EXPORT int filbert_encoder_rouse(void* handle, int threads) {
+    return guarded([&] { static_cast<Encoding*>(handle)->rouse(threads); });
 }
 
 // After a fork, in the child, before it has threads.
@@ -345,6 +350,7 @@ EXPORT void filbert_encoder_free(void*) {}
 EXPORT int filbert_encoder_embeddings(void*, const float*, const float*, const float*, const float*, const float*) { return 1; }
 EXPORT int filbert_encoder_layer(void*, int, const float* const*, int) { return 1; }
 EXPORT int filbert_encoder_run(void*, const int64_t*, const int64_t*, const float*, const int64_t*, int, int64_t, const int64_t*, float*, int, int, int) { return 1; }
+EXPORT int filbert_encoder_rouse(void*, int) { return 1; }
 EXPORT void filbert_encoder_forked(void*) {}
 EXPORT double filbert_tile_rate(int, int) { return 0; }
 EXPORT void* filbert_train_new(const int*, float) { return nullptr; }

@@ -29,6 +29,7 @@ struct Encoding {
     virtual void embeddings(const float* words, const float* places, const float* kinds, const float* gain, const float* shift) = 0;
     virtual void layer(int number, const float* const* weights, int int8) = 0;
     virtual void run(const Input& in, int texts, int threads, int chunk_tokens) = 0;
+    virtual void rouse(int threads) = 0;
     virtual void forked() = 0;
 };
 
@@ -53,6 +54,13 @@ template <class Own, class Working> struct Runner : Encoding {
         owner = getpid();
     }
 
+    // A run with so many threads follows soon; one that is under way has them awake.
+    void rouse(int threads) override {
+        if (owner != getpid() || !busy.try_lock()) return;
+        std::lock_guard<std::mutex> hold(busy, std::adopt_lock);
+        pool.rouse(threads);
+    }
+
     // Of the embeddings of `size` numbers of one token the sum, to `row`.
     void embed_row(const Input& in, size_t token, int place, int size, float* row) const {
         const float* word = words + size_t(in.ids[token]) * size;
@@ -63,6 +71,14 @@ template <class Own, class Working> struct Runner : Encoding {
             _mm512_storeu_ps(&row[i], _mm512_add_ps(_mm512_loadu_ps(word + i),
                 _mm512_add_ps(_mm512_loadu_ps(kind + i), _mm512_loadu_ps(at + i))));
         for (; i < size; ++i) row[i] = word[i] + (kind[i] + at[i]);
+    }
+
+    // How long a batch waits for its threads: as long as waking takes, and some of the time that it would
+    // take one thread at 500 GFLOP/s.
+    std::chrono::microseconds patience(int tokens) const {
+        const Shape& s = static_cast<const Own*>(this)->shape;
+        const double gflop = 4e-9 * s.layers * (2. * s.hidden + s.inner) * s.hidden * tokens;
+        return std::chrono::microseconds(100 + int(std::min(gflop / 500 * 1e6 / 16, 1e5)));
     }
 
     void run(const Input& in, int texts, int threads, int chunk_tokens) override {
@@ -91,13 +107,22 @@ template <class Own, class Working> struct Runner : Encoding {
         for (int i = 0; i < sets; ++i) own.prepare(*working[i], rows, longest, team ? threads : 1);
         if (team) {
             Barrier together(threads);
-            pool.run(threads, [&](int number) {
+            std::atomic<bool> counted{false};
+            pool.run_open(threads, [&](int number) {
+                if (number == 0) {  // who is not there by now would be waited for at every barrier
+                    together.count = pool.close(threads, patience(tokens));
+                    counted.store(true, std::memory_order_release);
+                }
+                for (int spins = 0; !counted.load(std::memory_order_acquire); ++spins) {
+                    if (spins < 4000) _mm_pause();
+                    else std::this_thread::yield();
+                }
                 for (const Chunk& chunk : chunks) own.compute(in, chunk, *working[0], together, number);
             });
             return;
         }
         std::atomic<int> next{0};
-        pool.run(threads, [&](int number) {
+        pool.run_open(threads, [&](int number) {
             Barrier alone(1);
             for (int i; (i = next.fetch_add(1)) < int(chunks.size());)
                 own.compute(in, chunks[i], *working[number], alone, 0);
