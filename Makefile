@@ -47,12 +47,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Memory errors and undefined behaviour, then races.
+# Memory errors and undefined behaviour, then races. Without AMX its instructions are plain code.
 sanitize:
 	mkdir -p build
+	tiles=; grep -qsw amx_bf16 /proc/cpuinfo || tiles='-include tests/native/amx.hpp'; \
 	for source in fuzz fuzz_train fuzz_write; do for kind in address,undefined thread; do \
 	for units in TILES VECTORS; do \
 		$(CXX) -O1 -g -std=c++17 -fsanitize=$$kind -pthread -DFILBERT_$$units \
+			$$(test $$units = TILES && echo "$$tiles") \
 			tests/native/$$source.cpp -o build/fuzz && \
 		UBSAN_OPTIONS=halt_on_error=1 build/fuzz 200 || exit 1; \
 	done; done; done

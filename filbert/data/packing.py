@@ -6,7 +6,7 @@ resume, and every process computes the same plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,13 @@ class Encoded:
     def tokens(self) -> Ids:
         """(examples,) tokens of each example, all its windows together."""
         return np.diff(self.window_starts[self.example_windows])
+
+    def by_window(self) -> Encoded:
+        """The same, each window an example of its own."""
+        windows = len(self.window_starts) - 1
+        if windows == len(self):  # no example has several, and none has none
+            return self
+        return replace(self, example_windows=np.arange(windows + 1))
 
     def gather(self, examples: Ids) -> Batch:
         """The packed batch of these examples, in this order."""

@@ -59,6 +59,17 @@ class Laid:
         """The same with other numbers for the tokens (see `filbert.train.trim`)."""
         return replace(self, encoded=encoded)
 
+    def by_window(self) -> Laid:
+        """The same slots in the same order, each window an example of its own. Its items are those
+        of the examples before."""
+        encoded = self.encoded.by_window()
+        if encoded is self.encoded:
+            return self
+        # later pieces of a text have most context in later windows, so the slots are in order
+        owner = np.searchsorted(encoded.window_starts, self.slot_tokens, side="right") - 1
+        slots = _starts(np.bincount(owner, minlength=len(encoded)))
+        return replace(self, encoded=encoded, example_slots=slots)
+
     def gather(self, examples: Ids) -> tuple[Batch, Ids]:
         """The packed batch of these examples, and the places of their slots in it, (slots,)."""
         starts = self.encoded.window_starts[self.encoded.example_windows]  # (examples + 1,)

@@ -29,6 +29,7 @@ from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
 from filbert.data.sentence_pairs import read_sentences
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.cut_texts import tell_cut
 from filbert.infer.empty_texts import empty_note, told
 from filbert.infer.overlap import in_blocks, in_order, workers_for
 from filbert.infer.predict import (
@@ -37,7 +38,6 @@ from filbert.infer.predict import (
     finite,
     is_pair,
     shown,
-    tell_cut,
     text_problem,
     windows,
 )

@@ -35,8 +35,8 @@ from typing import Any, NamedTuple, Self
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.overlap import mark_worker, until_failure, workers_for
 from filbert.infer.predict import MOST_THREADS, WINDOW, check_count
-from filbert.infer.warm_up import warm_rows
-from filbert.model import native
+from filbert.infer.warm_up import warm_graphs, warm_rows
+from filbert.model import graphs, native
 
 Row = Any  # what the predictor takes
 Answer = Any
@@ -164,14 +164,17 @@ class Engine:
         """Answer a short row and a long one with the threads of this engine, so that the first
         caller does not wait longer than those after; the seconds that it took."""
         began = time.perf_counter()
+        warm_graphs(self.predictor)
         for row, options in warm_rows(self.predictor):
             for _ in range(self._workers):
                 self.submit(row, **options).result()
         return time.perf_counter() - began
 
     def close(self) -> None:
-        """Answer what waits, end the workers, and free the native encoder's weights unless another
-        open engine has the same model. May be called again; other calls then raise `FilbertError`.
+        """Answer what waits, end the workers, and free the native encoder's weights, or the graphs
+        of a GPU, unless another open engine has the same model; a later call of the predictor lays
+        them out again. (Those in int8 go with the predictor.) May be called again; other calls then
+        raise `FilbertError`.
         A future's callback, which is called by a worker, may call it too, and does not wait."""
         with self._wake:
             self._closed = True
@@ -196,7 +199,8 @@ class Engine:
         with _alive_lock:
             self._ended = True
             if all(other._ended or other.predictor.model is not model for other in list(_alive)):
-                native.close(model)
+                native.release(model)
+                graphs.release(model)
 
     def _forked(self) -> None:
         """In a forked child: the lock may be held by a thread that did not come along."""

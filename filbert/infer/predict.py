@@ -41,9 +41,9 @@ import torch
 from numpy.typing import NDArray
 
 from filbert.bundle import Bundle, open_bundle
-from filbert.data.packing import Encoded
 from filbert.data.tables import BadRow
 from filbert.errors import FilbertError, UsageError
+from filbert.infer.cut_texts import tell_cut
 from filbert.infer.difference import check_compared, difference
 from filbert.infer.overlap import BLOCK, in_blocks, in_order, workers_for
 from filbert.infer.warm_up import warm_up as warmed
@@ -123,7 +123,8 @@ def load(
             "inspect"
         )
     chosen = bundle.manifest.int8
-    if chosen is not None and precision == core == "auto" and place.type == "cpu":
+    follows = core == "auto" and precision in ("auto", "int8") and place.type == "cpu"
+    if chosen is not None and follows:
         if (without := native.why_not(bundle.model.base_model)) is None:
             dtype, reason = torch.int8, "chosen by filbert quantize"
             bundle.model.int8_products = [  # type: ignore[assignment]
@@ -276,8 +277,10 @@ class Classifier:
                 windows=self.manifest.windows,
                 stride=self.manifest.stride,
             )
-            if not self.manifest.windows:
-                tell_cut(self, encoded, first, second, longest=self.manifest.max_length)
+            tell_cut(
+                self, encoded, first, second, longest=self.manifest.max_length,
+                windows=self.manifest.windows,
+            )  # fmt: skip
             found = classify.predict_logits(self.model, encoded, batch_tokens=self.batch_tokens)
             return finite(found, self.folder)
 
@@ -327,7 +330,7 @@ def stream(
 
     `window` rows are held at once, three times as many where blocks overlap (from 256 on); the
     first windows are small, so that the first answers come at once. Raises as `check_rows` does;
-    positions count from the beginning of the stream.
+    positions count from the beginning of the stream, and what stands before a bad row is answered.
     """
     check_count("window", window)
     if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
@@ -336,34 +339,16 @@ def stream(
     def checked() -> Iterator[list[Any]]:
         start = 0
         for block in windows(rows, window):
-            check_rows(predictor, block, start=start)
-            yield block
+            bad = next((place for place, row in enumerate(block) if predictor.problem(row)), None)
+            yield block if bad is None else block[:bad]
+            if bad is not None:
+                check_rows(predictor, block[bad:], start=start + bad)
             start += len(block)
 
     answer: Callable[[list[Any]], list[Answer]] = partial(predictor.answer_rows, **options)
     workers = workers_for(predictor.model) if window >= BLOCK else 1  # few rows are to be quick
     for _, answers in in_order(answer, checked(), workers=workers, full=window):
         yield from answers
-
-
-def tell_cut(
-    predictor: Any, encoded: Encoded, texts: list[str], pairs: list[str] | None, *, longest: int
-) -> None:
-    """Log, once for a predictor, that some of these texts had more than `longest` tokens and were
-    cut off. `encoded`: their ids, one window each."""
-    if predictor.told_cut or int(encoded.tokens.max(initial=0)) < longest:
-        return
-    full = np.flatnonzero(encoded.tokens == longest).tolist()  # cut off, or just as long
-    whole = predictor.tokenizer.encode_flat(
-        [texts[place] for place in full], pairs and [pairs[place] for place in full],
-        max_length=2**20, windows=False, stride=0,
-    )  # fmt: skip
-    if (np.diff(whole.window_starts) > longest).any():
-        predictor.told_cut = True
-        logger.warning(
-            "%s: a text has more than the %d tokens that the model reads; what is beyond them was "
-            "cut off. Give it in parts (told once)", predictor.folder, longest,
-        )  # fmt: skip
 
 
 def finite(numbers: NDArray[np.float32], folder: Path) -> NDArray[np.float32]:
@@ -481,4 +466,7 @@ def shown(value: Any) -> str:
     """A value and its type, short, for a message."""
     if value is None:
         return "None (a missing value)"
-    return f"{type(value).__name__} {value!r:.60}"
+    try:
+        return f"{type(value).__name__} {value!r:.60}"
+    except Exception:  # noqa: BLE001 - whatever a caller's class does there
+        return f"{type(value).__name__}, whose repr() fails"

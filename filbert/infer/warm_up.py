@@ -13,13 +13,26 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from filbert.model import graphs
+
 
 def warm_up(predictor: Any) -> float:
     """Answer a short row and a longer one; the seconds that this took."""
     began = time.perf_counter()
+    warm_graphs(predictor)
     for row, options in warm_rows(predictor):
         predictor.answer_rows([row], **options)
     return time.perf_counter() - began
+
+
+def warm_graphs(predictor: Any) -> None:
+    """On a GPU, record the graphs of small batches of all sizes. Of a model that reads pairs,
+    passages or blanks they are recorded when a batch first asks for one."""
+    manifest = predictor.manifest
+    if manifest.task not in ("classify", "embed", "tag") or manifest.pair:
+        return
+    for texts, tokens in graphs.sizes(predictor.model, manifest.max_length):
+        predictor.answer_rows(["a " * (tokens - 2)] * texts)
 
 
 def warm_rows(predictor: Any) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -129,9 +129,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 def go_native(model: nn.Module, dtype: torch.dtype) -> None:
     """Set the type that `model` computes in, with the native encoder where it serves (bfloat16 and
     int8 on a processor with AMX or AVX-512-BF16, float32 on one with AVX-512); one line of the log
-    says which path was taken. Raises `UsageError` for int8 where it does not serve."""
+    says which path was taken, a warning where the processor could and the model cannot. Raises
+    `UsageError` for int8 where it does not serve."""
     from filbert.model.native import attach
-    from filbert.model.native_library import units
+    from filbert.model.native_library import library, library_float32, units
 
     if any(weight.device.type == "cuda" for weight in model.parameters()):
         go_cuda(model, dtype)
@@ -145,10 +146,14 @@ def go_native(model: nn.Module, dtype: torch.dtype) -> None:
                 f"{reason}; use --precision auto or float32"
             )
         model.to(dtype=dtype)
-    path = f"no native encoder: {reason}"
+    path, level = f"no native encoder: {reason}", logging.INFO
     if reason is None:
         path = f"native encoder ({'AVX-512' if dtype == torch.float32 else units()})"
-    logger.info("%s: %s", type(model).__name__, path)
+    elif allowed and not isinstance(
+        library_float32() if dtype == torch.float32 else library(), str
+    ):
+        path, level = f"{path}. PyTorch computes instead, more slowly", logging.WARNING
+    logger.log(level, "%s: %s", type(model).__name__, path)
 
 
 def go_cuda(model: nn.Module, dtype: torch.dtype) -> None:

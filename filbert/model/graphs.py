@@ -135,6 +135,11 @@ class Graphs:
                 self._graphs[tokens, texts] = graph
             return self._replayed(graph, hidden, layout.bounds)
 
+    def clear(self) -> None:
+        """Free the graphs and their buffers, after a replay that is under way."""
+        with self._lock:
+            self._graphs.clear()
+
     def _replayed(self, graph: Graph, hidden: Tensor, bounds: Tensor) -> Tensor:
         """A caller may compute on another stream than the one before, which still reads."""
         if hidden.device.type != "cuda":
@@ -153,6 +158,27 @@ class Graphs:
         logger.warning("no CUDA graph%s, small batches are slower: %s", until, error)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+
+def sizes(model: nn.Module, longest: int) -> list[tuple[int, int]]:
+    """For each size that is recorded for `model` a batch that asks for it: how many texts, and the
+    tokens of each, at most `longest`; none where it has no graphs."""
+    if not any(isinstance(vars(module).get("graphs"), Graphs) for module in model.modules()):
+        return []
+    found = []
+    for least, most in zip((0, *TEXTS), TEXTS, strict=False):
+        for below, tokens in zip((0, *TOKENS), TOKENS, strict=False):
+            texts = max(least, below // longest) + 1
+            if texts <= most and texts <= tokens // 2:
+                found.append((texts, min(tokens // texts, longest)))
+    return found
+
+
+def release(model: nn.Module) -> None:
+    """Free what was recorded for `model`. A batch that still comes is recorded again."""
+    for module in model.modules():
+        if isinstance(graphs := vars(module).get("graphs"), Graphs):
+            graphs.clear()
 
 
 def attach(model: nn.Module) -> str | None:

@@ -319,6 +319,18 @@ def close(model: nn.Module) -> None:
                 forward.native.close()
 
 
+def release(model: nn.Module) -> None:
+    """Free the weights that `attach` laid out for `model`; a call that still comes lays them out
+    again, in bfloat16 from rounded ones. Those in int8 stay as long as the model does: made of
+    rounded weights they would be others."""
+    for bert in model.modules():
+        forward = vars(bert).get("forward")
+        if isinstance(forward, _Forward) and not any(forward.int8):
+            native, forward.native, forward.seen = forward.native, None, None
+            if native is not None:
+                native.close()
+
+
 def serves(model: nn.Module) -> bool:
     """Whether the native encoder computes for this encoder, which then takes `mean=True`: a row a
     sequence, the mean of its states, in place of the states."""

@@ -190,12 +190,18 @@ def loss(
 
 @torch.no_grad()
 def predict_logits(model: Classifier, encoded: Encoded, *, batch_tokens: int = 4096) -> Floats:
-    """(examples, labels) float32, in input order, whatever the order of computation."""
+    """(examples, labels) float32, in input order, whatever the order of computation: the mean over
+    each example's windows, of which `batch_tokens` are computed at once."""
     model.eval()
-    out = np.empty((len(encoded), model.config.num_labels), dtype=np.float32)
-    for examples in plan_once(encoded.tokens, batch_tokens=batch_tokens):
-        out[examples] = logits_of(model, encoded.gather(examples)).cpu().numpy()
-    return out
+    windows = encoded.by_window()
+    out = np.empty((len(windows), model.config.num_labels), dtype=np.float32)
+    for chosen in plan_once(windows.tokens, batch_tokens=batch_tokens):
+        out[chosen] = logits_of(model, windows.gather(chosen)).cpu().numpy()
+    if windows is encoded:
+        return out
+    sums: Any = np.add.reduceat(out, encoded.example_windows[:-1], axis=0)
+    means: Floats = sums / np.diff(encoded.example_windows)[:, None].astype(np.float32)
+    return means
 
 
 def decode(logits: Floats, manifest: Manifest, *, all_scores: bool = False) -> list[dict[str, Any]]:

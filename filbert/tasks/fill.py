@@ -154,7 +154,8 @@ def for_inference(model: WordModel, device: torch.device, dtype: torch.dtype) ->
     """Move `model` to where and how it computes answers. The matrix of the vocabulary stays float32
     where the encoder does not: half-precision scores would tie like words."""
     if dtype == torch.float32:
-        return model.to(device=device, dtype=dtype).eval()
+        go_native(model.to(device=device).eval(), dtype)
+        return model
     modern, head = isinstance(model, ModernBertForMaskedLM), model.get_submodule
     biased: Any = head("decoder" if modern else "cls.predictions")
     decoder: Any = head("decoder" if modern else "cls.predictions.decoder")

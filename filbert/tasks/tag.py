@@ -197,11 +197,12 @@ def predict_logits(
 ) -> Floats:
     """(slots, labels) float32 in input order, whatever the order of computation."""
     model.eval()
+    laid = laid.by_window()
     out = np.empty((len(laid.slot_tokens), model.config.num_labels), dtype=np.float32)
-    for examples in plan_once(laid.encoded.tokens, batch_tokens=batch_tokens):
-        rows = laid.rows(examples)
+    for windows in plan_once(laid.encoded.tokens, batch_tokens=batch_tokens):
+        rows = laid.rows(windows)
         if len(rows):
-            batch, at = laid.gather(examples)
+            batch, at = laid.gather(windows)
             out[rows] = logits_of(model, batch, at).cpu().numpy()
     return out
 

@@ -15,6 +15,8 @@ from filbert.bundle import open_bundle
 from filbert.model.bert import BertForMaskedLM, BertForPreTraining
 from filbert.model.modern import ModernBertForMaskedLM
 from filbert.model.modern_config import ModernBertConfig
+from filbert.model.native import serves
+from filbert.model.native_library import library_float32
 from filbert.text import BertTokenizer
 from tests.tiny_bundle import VOCABULARY, tiny_config
 
@@ -71,6 +73,15 @@ def test_the_pipeline_gives_the_same_words_and_scores(folder: Path) -> None:
 def test_the_pipeline_on_real_weights(name: str, texts: list[str]) -> None:
     fill = load(name, precision="float32")
     compare(fill, pipeline(fill.folder), texts, top_k=5)
+
+
+@pytest.mark.skipif(isinstance(library_float32(), str), reason="no native encoder here")
+def test_float32_is_native_too(folder: Path) -> None:
+    """So what is held to the pipeline here is the native encoder; and its twin:"""
+    assert serves(load(folder, precision="float32").model.base_model)
+    slow = load(folder, precision="float32", core="torch")
+    assert not serves(slow.model.base_model)
+    compare(slow, pipeline(folder), TEXTS, top_k=7)
 
 
 def test_targets_of_one_piece_as_the_pipeline_scores_them(folder: Path) -> None:

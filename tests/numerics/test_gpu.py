@@ -8,11 +8,13 @@ description of it. The last tests want a GPU.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from filbert.errors import UsageError
+from filbert.infer.engine import Engine
+from filbert.infer.predict import load
+from filbert.infer.warm_up import warm_up
 from filbert.model import attention as attention_module
 from filbert.model import graphs as graphs_module
 from filbert.model import inputs as inputs_module
@@ -30,6 +35,7 @@ from filbert.model.bert import BertConfig, BertEncoder, BertForSequenceClassific
 from filbert.model.device import choose_precision
 from filbert.model.graphs import TEXTS, TOKENS, Graphs
 from filbert.model.modern import ModernBertConfig, ModernBertModel
+from tests.tiny_tasks import task_bundle
 
 LENGTHS = [5, 1, 17, 17, 2, 40, 9]
 HERE = torch.device("cuda", 0)
@@ -346,6 +352,24 @@ def test_a_classifier_with_graphs(kernel: None) -> None:
         model.bert.encoder.graphs = Graphs(8, plain_call)
         fast = model(**batch()).logits
     assert (fast - slow).abs().max().item() < 2e-6
+
+
+def test_every_size_is_recorded_at_warm_up_and_freed_at_the_end(
+    kernel: None, tmp_path: Path
+) -> None:
+    assert graphs_module.sizes(small_bert(), 512) == []
+    predictor = load(task_bundle(tmp_path / "model", "embed"), device="cpu", core="torch")
+    graphs = predictor.model.encoder.graphs = Graphs(4, plain_call)
+    every = set(itertools.product(TOKENS, TEXTS))
+    assert len(graphs_module.sizes(predictor.model, 512)) == len(every)
+    warm_up(predictor)  # eight texts of the 40 tokens that this model reads are fewer than 512
+    assert set(graphs._graphs) == every - {(1024, 8)}
+    with Engine(predictor) as engine:
+        assert len(engine("a")["vector"]) == 16
+    assert not graphs._graphs
+    with Engine(predictor) as engine:
+        engine.warm_up()
+        assert set(graphs._graphs) == every - {(1024, 8)}
 
 
 @GPU

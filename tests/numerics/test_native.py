@@ -7,6 +7,7 @@ since an even attention would hide which value belongs to which key.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 from typing import Any
@@ -344,3 +345,15 @@ def test_it_tells_why_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None
 @needs_native
 def test_an_activation_that_it_lacks_is_named() -> None:
     assert "silu" in (why_not(encoder(**PLAIN, hidden_act="silu")) or "")
+
+
+@needs_native
+def test_a_model_that_it_cannot_compute_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "filbert"):
+        for_inference(encoder(**PLAIN), CPU, torch.bfloat16)
+        for_inference(encoder(**PLAIN, hidden_act="silu"), CPU, torch.bfloat16)
+        asked = encoder(**PLAIN)
+        asked.may_go_native = False
+        for_inference(asked, CPU, torch.bfloat16)
+    levels = [(record.levelname, "silu" in record.getMessage()) for record in caplog.records]
+    assert levels == [("INFO", False), ("WARNING", True), ("INFO", False)]

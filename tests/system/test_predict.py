@@ -163,8 +163,11 @@ def test_a_stream_keeps_order_and_takes_what_it_needs(classifier: Classifier) ->
     expected = classifier(TEXTS)
     for index, answer in enumerate(first):
         assert answer["score"] == pytest.approx(expected[index % len(TEXTS)]["score"], abs=1e-5)
+    answered = []
     with pytest.raises(FilbertError, match="item 40:"):
-        list(classifier.stream(cast(Any, ["a"] * 40 + [None])))
+        for answer in classifier.stream(cast(Any, ["a"] * 40 + [None, "b"])):
+            answered.append(answer)
+    assert len(answered) == 40
 
 
 def test_windows_grow_to_their_size() -> None:

@@ -56,6 +56,19 @@ def test_one_wrong_row_in_the_middle_of_a_stream(model: Any) -> None:
             model(rows)
 
 
+class Nameless:
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
+def test_a_row_that_cannot_be_shown(model: Any) -> None:
+    with Engine(model) as engine:
+        rows = [row(model, "free"), row(model, Nameless()), row(model, "the river")]
+        found = list(engine.stream(rows, errors="answer"))
+    assert ["error" in answer for answer in found] == [False, True, False]
+    assert "Nameless" in found[1]["error"]
+
+
 def test_a_source_that_fails_loses_no_answer(model: Any) -> None:
     """A file that ends in the middle, say: the rows before it are answered, then it is told."""
 
@@ -89,13 +102,13 @@ def test_texts_without_a_word(model: Any) -> None:
 def test_a_very_long_text(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Windows read it to its end, or the log says that they did not."""
     caplog.set_level(logging.WARNING, "filbert")
-    text = "free prize now . " * 3000 + "lunch"
+    text = "free prize now . " * 62_000 + "lunch"  # a megabyte
     (answer,) = model.answer_rows([row(model, text)])
     told = [line for line in caplog.messages if "cut off" in line]
     if model.manifest.task in ("tag", "answer"):
         found = answer.get("spans", [answer])
         assert all(text[one["start"] : one["end"]] for one in found)
-        assert told == [] and (model.manifest.task == "answer" or found[-1]["end"] > 50_000)
+        assert told == [] and (model.manifest.task == "answer" or found[-1]["end"] > 1_000_000)
     else:
         windows = model.manifest.task == "classify" and model.manifest.windows
         assert len(told) == (0 if windows else 1)

@@ -160,6 +160,26 @@ def test_ranking_tells_the_row(pairs: Classifier, halves: Path) -> None:
         ranker(HALF, ["a"])
 
 
+def test_the_shorter_text_of_a_pair_is_cut_off_in_windows_too(
+    pairs: Classifier, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "filbert")
+    room = 37  # of 40 tokens, without three special ones: 18 for a text that stands in each window
+    fits: list[tuple[str, str]] = [
+        ("a " * 18, "b " * 100), ("a " * 100, "b " * 18), ("a " * 18, "b " * (room - 18)),
+        ("a " * (room - 1), "b "), ("", "b " * 100),
+    ]  # fmt: skip
+    pairs.answer_rows(fits)
+    assert caplog.messages == []
+    one, other = pairs.answer_rows([("a " * 19, "b " * 100), ("a " * 19 + "free", "b " * 100)])
+    (told,) = caplog.messages
+    assert "the shorter one stands in every window with 18 tokens; what is beyond them was" in told
+    assert one == other  # so it is
+    pairs.told_cut = False
+    pairs.answer_rows([*fits, ("b " * 100, "a " * 19)])
+    assert len(caplog.messages) == 2
+
+
 def test_what_is_cut_off_is_logged_once(
     classifier: Classifier, pairs: Classifier, embedder: Embedder, caplog: pytest.LogCaptureFixture
 ) -> None:

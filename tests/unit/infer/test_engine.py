@@ -244,7 +244,7 @@ def test_the_cache_takes_every_row_and_gives_copies() -> None:
 
 def test_weights_go_with_the_last_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[Any] = []
-    monkeypatch.setattr(native, "close", freed.append)
+    monkeypatch.setattr(native, "release", freed.append)
     predictor, other = Lengths(), Lengths()
     engines = [Engine(predictor), Engine(predictor), Engine(other)]
     for engine in engines:
@@ -261,7 +261,7 @@ def test_weights_go_with_the_last_engine(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_callback_may_close_the_engine(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[Any] = []
-    monkeypatch.setattr(native, "close", freed.append)
+    monkeypatch.setattr(native, "release", freed.append)
     before = threading.active_count()
     engine = Engine(Lengths(seconds=0.05), window=1, workers=workers)
     told: list[str] = []
@@ -338,3 +338,21 @@ def test_a_real_model_answers_sixteen_threads_alike() -> None:
     for number in range(16):  # bfloat16: who shares the batch may move a last bit
         assert np.abs(np.array(found[number]) - wanted[number]).max() < 5e-3
     assert np.abs(embed(texts[0]) - wanted[0]).max() < 5e-3  # closed, the model still answers
+
+
+@pytest.mark.skipif(isinstance(native.library(), str), reason="no native encoder here")
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+def test_what_a_closed_engine_freed_is_laid_out_again(precision: str) -> None:
+    embed = load("all-MiniLM-L6-v2", precision=precision)
+    texts = ["good film", "bad book", "A man eats a bowl of noodles, slowly."]
+    wanted = embed(texts)
+    forward = embed.model.forward
+    near = {"float32": 1e-6, "bf16": 5e-3, "int8": 5e-3}[precision]
+    for _ in range(2):
+        with Engine(embed) as engine:
+            found = [engine(text)["vector"] for text in texts]
+            assert forward.native is not None
+        assert (forward.native is None) == (precision != "int8") and native.serves(embed.model)
+        assert np.abs(np.array(found) - wanted).max() < near
+    assert np.abs(embed(texts) - wanted).max() < near
+    assert forward.native is not None

@@ -96,6 +96,21 @@ def test_what_disturbs_goes_back(place: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_native
+def test_int8_by_name_is_the_choice_too(place: Path) -> None:
+    whole, chosen = place / "whole", place / "chosen"
+    quantize(asked(place, "chosen", max_loss=100))
+    told = json.loads((chosen / "filbert.json").read_text("utf-8"))
+    told["int8"]["layers"] = [["output"], []]
+    (chosen / "filbert.json").write_text(json.dumps(told), "utf-8")
+    for precision in ("auto", "int8"):
+        predictor = load(chosen, precision=precision)
+        assert predictor.model.base_model.forward.native.int8 == [2, 0]
+    assert load(whole, precision="int8").model.base_model.forward.native.int8 == [15, 15]
+    again = quantize(asked(place, "again", max_loss=100, bundle=str(chosen)))  # of all products
+    assert again.int8.layers == [list(native.PRODUCTS)] * 2
+
+
+@needs_native
 def test_a_score_that_int8_leaves_undefined_is_no_choice(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

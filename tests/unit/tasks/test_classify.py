@@ -45,6 +45,21 @@ def test_windows_are_averaged(model: BertForSequenceClassification) -> None:
     np.testing.assert_allclose(together[[0, 2]], alone[[0, 4]], atol=1e-5)
 
 
+def test_windows_of_a_long_text_are_computed_by_and_by(
+    model: BertForSequenceClassification,
+) -> None:
+    seen: list[int] = []
+    hook = model.bert.register_forward_pre_hook(
+        lambda _, given, options: seen.append(len(options["input_ids"])), with_kwargs=True
+    )
+    long = encoded([20] * 100, [7], [20] * 30)
+    found = classify.predict_logits(model, long, batch_tokens=100)
+    hook.remove()
+    assert max(seen) == 100 and sum(seen) == 2607
+    whole = classify.predict_logits(model, long, batch_tokens=10_000)
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
 @pytest.mark.parametrize("path", ["sdpa", "eager"])
 def test_paths_and_batches_agree(model: BertForSequenceClassification, path: str) -> None:
     data = encoded(*[[length] for length in (3, 9, 1, 31, 12, 12, 5)], [8, 8])

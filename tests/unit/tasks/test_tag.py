@@ -208,6 +208,31 @@ def test_a_long_text_is_read_as_its_windows_are(tokenizer: BertTokenizer) -> Non
     # word 33 (the 6th of the window) has 6 before it there, and 5 after it in the first window
     assert np.abs(logits[33:61] - alone[5:33]).max() < 1e-5
     assert np.abs(logits[30] - alone[2]).max() > 1e-3
+    seen: list[int] = []
+    tagger.bert.register_forward_pre_hook(
+        lambda _, given, options: seen.append(len(options["input_ids"])), with_kwargs=True
+    )
+    by_and_by = tag.predict_logits(tagger, whole, batch_tokens=80)
+    assert seen == [80, 26] and np.abs(by_and_by - logits).max() < 1e-5
+
+
+def test_slots_of_windows_stand_in_order() -> None:
+    """Of texts and windows of many sizes: what `Laid.by_window` rests on."""
+    tokenizer = BertTokenizer(VOCABULARY)
+    for words in (0, 1, 2, 7, 8, 9, 30, 61):
+        for longest in (3, 4, 7, 12):
+            for stride in range(longest - 2):
+                laid = tag.encode(
+                    tokenizer, words=[["river"] * 3, ["bank"] * words, ["free"]],
+                    max_length=longest, stride=stride, slots="all",
+                )  # fmt: skip
+                parts = laid.by_window()
+                rows = parts.rows(np.arange(len(parts)))
+                assert (rows == np.arange(words + 4)).all()
+                starts = parts.encoded.window_starts
+                owner = np.repeat(np.arange(len(parts)), np.diff(parts.example_slots))
+                inside = parts.slot_tokens - starts[owner]
+                assert ((inside > 0) & (inside < np.diff(starts)[owner] - 1)).all()
 
 
 def test_words_are_joined_as_people_write() -> None:
