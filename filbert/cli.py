@@ -39,7 +39,14 @@ _ADVICE = {
     errno.ENOENT: "Mend the path",
 }
 STDOUT = "standard output"  # where an OSError has the name of a file
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # torch's words
+_MEMORY = (
+    "error: not enough memory. A smaller --batch-tokens, where the command has it, or fewer "
+    "--threads need less"
+)
+_NO_MEMORY = (  # in the words of torch, of the system, and of other runtimes
+    "can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory",
+    "bad_alloc", "bad allocation",
+)  # fmt: skip
 
 P = ParamSpec("P")
 
@@ -76,10 +83,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             code, message = 1, f"error: {_system_error(error)}"
         except Exception as error:
             words = str(error).lower()
-            code, message = 1, "error: not enough memory; a smaller --batch-tokens needs less"
-            if not isinstance(error, MemoryError) and not (
-                isinstance(error, RuntimeError) and any(mark in words for mark in _NO_MEMORY)
-            ):
+            code, message = 1, _MEMORY
+            if not isinstance(error, MemoryError) and not any(mark in words for mark in _NO_MEMORY):
                 if os.environ.get("FILBERT_DEBUG"):
                     raise
                 message = _defect(error)

@@ -26,7 +26,7 @@ class BenchmarkOptions(BaseModel):
     )
     encoding: str = Field("utf-8", description="Text encoding of the file")
     header: bool | None = Field(None, description="First row holds the column names")
-    limit: int = Field(1000, gt=0, description="Use only the first N rows")
+    limit: int = Field(1000, gt=0, le=2**31, description="Use only the first N rows")
 
     # what is measured
     peers: str | None = Field(
@@ -34,7 +34,7 @@ class BenchmarkOptions(BaseModel):
     )
     rounds: int = Field(5, gt=0, le=1000, description="Rounds; in each every arm has its turn")
     rate: float | None = Field(
-        None, gt=0, description="Texts that arrive a second [half of what one by one manages]"
+        None, ge=0.01, description="Texts that arrive a second [half of what one by one manages]"
     )
     single: int = Field(50, gt=0, description="Texts of a round that are answered one by one")
     seed: int = Field(0, ge=0, description="Of the moments of arrival")

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, Self
 
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.overlap import mark_worker, until_failure, workers_for
-from filbert.infer.predict import MOST_THREADS, WINDOW, check_count
+from filbert.infer.predict import MOST_THREADS, WINDOW, check_count, shown
 from filbert.infer.warm_up import warm_graphs, warm_rows
 from filbert.model import graphs, native
 
@@ -68,6 +68,11 @@ class Engine:
         that pays with this model, else one, unless said. cache: answers kept, those used last; 0
         keeps none. Raises `UsageError` for numbers out of range."""
         check_count("window", window)
+        if not hasattr(predictor, "answer_rows"):
+            raise UsageError(
+                f"an engine is made of what filbert.load gave, got {shown(predictor)}; write "
+                "Engine(load(...))"
+            )
         if workers is None:
             workers = workers_for(predictor.model)
         check_count("workers", workers, most=MOST_THREADS)
@@ -111,12 +116,20 @@ class Engine:
                 raise FilbertError("this engine is closed")
             self._start()
             if key is None or key not in self._cache:
-                self._waiting.append(_Asked(row, options, group, key, future))
-                self._wake.notify()
-                return future
-            self._cache.move_to_end(key)
-            kept = self._cache[key]
-        future.set_result(deepcopy(kept))  # a caller may change what it gets
+                asked = _Asked(row, options, group, key, future)
+                inside = threading.current_thread() in self._threads
+                if not inside:
+                    self._waiting.append(asked)
+                    self._wake.notify()
+                    return future
+            else:
+                inside = False
+                self._cache.move_to_end(key)
+                kept = self._cache[key]
+        if inside:  # a callback asks, and would wait for itself
+            self._answer([asked])
+        else:
+            future.set_result(deepcopy(kept))  # a caller may change what it gets
         return future
 
     async def ask(self, row: Row, **options: Any) -> Answer:
@@ -152,7 +165,11 @@ class Engine:
         most = self._window * (self._workers + 1)
         failed: list[Exception] = []
         for row in until_failure(rows, failed):
-            ahead.append(self.submit(row, **options))
+            try:
+                ahead.append(self.submit(row, **options))
+            except FilbertError as error:  # closed meanwhile, say; what came before is answered
+                failed.append(error)
+                break
             while ahead and (len(ahead) >= most or ahead[0].done()):
                 yield take()
         while ahead:
@@ -186,6 +203,11 @@ class Engine:
             thread.join()
         self._end()
 
+    def __reduce__(self) -> Any:
+        raise FilbertError(
+            "an engine cannot be handed to another process: load the model in each of them"
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -207,18 +229,29 @@ class Engine:
         self._wake = threading.Condition()
 
     def _start(self) -> None:
-        """Begin the workers, again in a forked child: it has none, and nobody there waits."""
+        """Begin the workers, again in a forked child: it has none, and nobody there waits. Raises
+        `FilbertError` where there can be none; the next call tries again."""
         if self._owner == os.getpid():
             return
         if self._owner:
             self._waiting.clear()
-        self._owner, self._running = os.getpid(), self._workers
-        self._threads = [
-            threading.Thread(target=self._work, name=f"filbert-engine-{n}", daemon=True)
-            for n in range(self._workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = []
+        for number in range(self._workers):
+            thread = threading.Thread(
+                target=self._work, name=f"filbert-engine-{number}", daemon=True
+            )
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:  # the system gives no more of them
+                if not self._threads:
+                    raise FilbertError(
+                        f"no thread for this engine ({error}): end other work, or raise the limits "
+                        "of threads and memory (ulimit -u, ulimit -v, or those of the container)"
+                    ) from None
+                logger.warning("%d of %d workers: %s", len(self._threads), self._workers, error)
+                break
+            self._threads.append(thread)
+        self._owner, self._running = os.getpid(), len(self._threads)
 
     def _take(self) -> list[_Asked] | None:
         """Rows with the same options, at most a window; None when the engine closes."""

@@ -10,6 +10,7 @@ from the weights (`filbert/infer/export_tensorflow.py`).
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import shutil
 import warnings
@@ -137,7 +138,9 @@ def write_torch(graph: PlainModel, folder: Path, opset: int, aot: bool) -> None:
     """`model.pt2`, and with `aot` also `model_aot.pt2`, machine code for this processor."""
     with silenced(), torch.no_grad():
         program = torch.export.export(graph, **example(graph))
-        torch.export.save(program, str(folder / TORCH))
+        whole = io.BytesIO()  # PyTorch's own writer ends the process where a disk is full
+        torch.export.save(program, whole)
+        (folder / TORCH).write_bytes(whole.getbuffer())
         if aot:
             from torch import _inductor
 

@@ -30,7 +30,7 @@ class ExportOptions(BaseModel):
     data: str | None = Field(
         None, description="Compare on the texts of this file [built-in English and Chinese ones]"
     )
-    limit: int = Field(100, gt=0, description="Compare on the first N rows of --data")
+    limit: int = Field(100, gt=0, le=2**31, description="Compare on the first N rows of --data")
     text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
     pair_column: str | None = Field(None, description="Column of the second text of a pair")
     encoding: str = Field("utf-8", description="Text encoding of the file")

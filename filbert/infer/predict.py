@@ -45,7 +45,7 @@ from filbert.data.tables import BadRow
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.cut_texts import tell_cut
 from filbert.infer.difference import check_compared, difference
-from filbert.infer.overlap import BLOCK, in_blocks, in_order, workers_for
+from filbert.infer.overlap import BLOCK, in_blocks, in_order, until_failure, workers_for
 from filbert.infer.warm_up import warm_up as warmed
 from filbert.model import graphs, native
 from filbert.model.device import choose_device, choose_precision, for_inference
@@ -330,15 +330,18 @@ def stream(
 
     `window` rows are held at once, three times as many where blocks overlap (from 256 on); the
     first windows are small, so that the first answers come at once. Raises as `check_rows` does;
-    positions count from the beginning of the stream, and what stands before a bad row is answered.
+    positions count from the beginning of the stream. What stands before a bad row, or before the
+    iterable fails, is answered.
     """
     check_count("window", window)
     if isinstance(rows, str | bytes | dict) or not isinstance(rows, Iterable):
         raise FilbertError(f"expected an iterable of texts, got {shown(rows)}")
 
+    failed: list[Exception] = []
+
     def checked() -> Iterator[list[Any]]:
         start = 0
-        for block in windows(rows, window):
+        for block in windows(until_failure(rows, failed), window):
             bad = next((place for place, row in enumerate(block) if predictor.problem(row)), None)
             yield block if bad is None else block[:bad]
             if bad is not None:
@@ -349,6 +352,8 @@ def stream(
     workers = workers_for(predictor.model) if window >= BLOCK else 1  # few rows are to be quick
     for _, answers in in_order(answer, checked(), workers=workers, full=window):
         yield from answers
+    if failed:
+        raise failed[0]
 
 
 def finite(numbers: NDArray[np.float32], folder: Path) -> NDArray[np.float32]:

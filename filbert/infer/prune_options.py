@@ -32,7 +32,9 @@ class PruneOptions(BaseModel):
     # what to measure on
     data: str | None = Field(None, description="Labelled file that importance is measured on")
     test: str | None = Field(None, description="Labelled file for the scores told [that of --data]")
-    limit: int | None = Field(None, gt=0, description="Use only the first N rows of --data")
+    limit: int | None = Field(
+        None, gt=0, le=2**31, description="Use only the first N rows of --data"
+    )
     metric: str | None = Field(None, description="Score that layers are chosen by")
     text_column: str | None = Field(None, description="Column of the text (guessed if plain)")
     pair_column: str | None = Field(None, description="Column of the second text of a pair")

@@ -173,7 +173,10 @@ def _scored(bundle: Bundle, dtype: torch.dtype, options: QuantizeOptions) -> dic
 
 
 def _metric(asked: str | None, scores: dict[str, Any], task: str) -> str:
-    known = [name for name, value in scores.items() if isinstance(value, int | float)]
+    known = [
+        name for name, value in scores.items()
+        if isinstance(value, int | float) and name != "rows"  # a count, which nothing changes
+    ]  # fmt: skip
     if asked is not None and asked not in known:
         raise UsageError(
             f"--metric {asked!r}: there are {', '.join(known)}.{did_you_mean(asked, known)}"

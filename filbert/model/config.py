@@ -115,6 +115,7 @@ class EncoderConfig:
                 f"config: problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}"
             )
         self.id2label = _read_labels(self.id2label)
+        check_names(self.architectures)
 
     def _check_count(self, name: str, *, most: int = 2**31 - 1) -> None:
         value = getattr(self, name)  # a million layers would build for ever
@@ -353,6 +354,16 @@ def _read_labels(value: Any) -> dict[int, str]:
     if sorted(labels) != list(range(len(labels))):
         raise FilbertError("config: id2label must number its labels 0, 1, 2 ... without a gap")
     return dict(sorted(labels.items()))
+
+
+def check_names(architectures: Any) -> None:
+    """Raise `FilbertError` unless these are names, or None."""
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise FilbertError(
+            f"config: architectures must be a list of names, or null, got {architectures!r:.80}"
+        )
 
 
 def is_number(value: Any) -> bool:

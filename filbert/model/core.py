@@ -11,6 +11,7 @@ packed again. So everything that reads a model's answers works unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,8 @@ class PackedCall:
         self.runtime, self.config = runtime, config
         self.outputs = OUTPUTS[kind]
         self.of_a_text = issubclass(kind, OF_A_TEXT)
-        self.cells = CELLS_OF_WORDS if issubclass(kind, OF_WORDS) else CELLS
+        self.of_words = issubclass(kind, OF_WORDS)
+        self.cells = CELLS_OF_WORDS if self.of_words else CELLS
 
     def __call__(
         self,
@@ -101,7 +103,7 @@ class PackedCall:
             row[texts] = np.arange(len(texts))
             here = np.flatnonzero(row[owners] >= 0)
             for name in self.outputs:
-                values = out[name]
+                values = self._checked(out, name, len(texts), int(sizes[texts].max()))
                 if self.of_a_text:
                     rows, count = texts, len(sizes)
                 else:
@@ -111,6 +113,23 @@ class PackedCall:
                     found[name] = np.empty((count, *values.shape[1:]), np.float32)
                 found[name][rows] = values
         return ModelOutput(**{name: torch.from_numpy(found[name]) for name in self.outputs})
+
+    def _checked(self, out: Arrays, name: str, texts: int, longest: int) -> NDArray[Any]:
+        """The output of this name, of the shape that the configuration says."""
+        wanted: tuple[int, ...] = (texts,) if self.of_a_text else (texts, longest)
+        if name == "last_hidden_state":
+            wanted += (self.config.hidden_size,)
+        elif name == "logits":
+            wanted += (self.config.vocab_size if self.of_words else self.config.num_labels,)
+        values = out.get(name)
+        if values is None or values.shape != wanted:
+            got = "none" if values is None else str(values.shape)
+            raise FilbertError(
+                f"{self.runtime.name}: {name} of the shape {wanted} was expected of this model, as "
+                f"config.json has it, and {got} came (outputs: {', '.join(out)}). The files of the "
+                "folder do not belong together; export the model anew"
+            )
+        return values
 
     def _grid(self, ids: Ids, types: Ids, starts: Ids, sizes: Ids) -> Arrays:
         """The inputs of the runtime, each (texts, longest) int64, padded with 0."""

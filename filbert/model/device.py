@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -208,7 +208,11 @@ def for_inference(
     for part, weights in exact:
         for weight, value in zip(part.parameters(), weights, strict=True):
             weight.data = value
-        part.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        part.register_forward_pre_hook(_in_float32)
     if exact or getattr(model, "base_model", None) is model:
         keep_float32(model)
     return model
+
+
+def _in_float32(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].float(),)

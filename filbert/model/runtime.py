@@ -162,6 +162,8 @@ def _named(names: Iterable[str]) -> str:
 
 def _unreadable(path: Path, reader: str, error: Exception) -> FilbertError:
     words = " ".join(str(error).split())[:300]
+    if any(mark in words.lower() for mark in ("cannot allocate", "can't alloc", "bad_alloc")):
+        return FilbertError(f"{reader} had not enough memory to open {path}: {words}")
     return FilbertError(
         f"{reader} cannot open {path}: {words}. Copy the folder again, or export it anew"
     )

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from filbert.atomic import write_file
 from filbert.errors import FilbertError, did_you_mean
-from filbert.model.config import BertConfig, EncoderConfig, read_values
+from filbert.model.config import BertConfig, EncoderConfig, check_names, read_values
 
 logger = logging.getLogger("filbert")
 
@@ -73,6 +73,7 @@ class Seq2SeqConfig(EncoderConfig):
         for field in fields(EncoderConfig):  # what the side that reads says of itself
             setattr(self, field.name, getattr(encoder, field.name))
         self.pad_token_id = pad_token_id
+        check_names(architectures)
         self.architectures = architectures
         self.model_type = self.kind
         self.bookkeeping, self.extra = bookkeeping or {}, extra or {}

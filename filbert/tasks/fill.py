@@ -168,8 +168,12 @@ def for_inference(model: WordModel, device: torch.device, dtype: torch.dtype) ->
     decoder.weight = nn.Parameter(weight.to(device), requires_grad=False)
     if bias is not None:
         biased.bias = nn.Parameter(bias.to(device), requires_grad=False)
-    before.register_forward_hook(lambda _, inputs, output: output.float())
+    before.register_forward_hook(_out_float32)
     return model
+
+
+def _out_float32(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
 
 
 def target_pieces(tokenizer: BertTokenizer, word: Any) -> list[int]:

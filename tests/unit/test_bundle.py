@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from filbert import load
 from filbert.bundle import Manifest, open_bundle, save_bundle
 from filbert.errors import FilbertError
 from filbert.model.bert import BertForMaskedLM
@@ -47,6 +48,16 @@ def test_a_file_is_no_folder_and_nothing_no_name(tmp_path: Path) -> None:
         for opened in (BertForMaskedLM, BertTokenizer):
             with pytest.raises(FilbertError, match="expected a folder or the name of a model, got"):
                 opened.from_pretrained(wrong)
+
+
+@pytest.mark.parametrize("task", ["classify", "translate"])
+def test_architectures_that_are_no_names(task: str, tmp_path: Path) -> None:
+    path = task_bundle(tmp_path / "model", task) / "config.json"
+    values = json.loads(path.read_text("utf-8"))
+    for wrong in (5, True, "BertModel", {"BertModel": 1}, [1], [None]):
+        path.write_text(json.dumps({**values, "architectures": wrong}), "utf-8")
+        with pytest.raises(FilbertError, match="architectures must be a list of names, or null"):
+            load(path.parent)
 
 
 @pytest.mark.parametrize(

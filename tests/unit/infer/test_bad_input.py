@@ -82,6 +82,12 @@ def test_a_source_that_fails_loses_no_answer(model: Any) -> None:
         for answer in engine.stream(rows()):
             found.append(answer)
     assert len(found) == 3
+    if hasattr(model, "stream"):  # the predictor itself
+        alone = []
+        with pytest.raises(OSError, match="the disk went away"):
+            for answer in model.stream(rows()):
+                alone.append(answer)
+        assert len(alone) == 3
 
 
 def test_texts_without_a_word(model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -282,6 +283,73 @@ def test_a_callback_may_close_the_engine(workers: int, monkeypatch: pytest.Monke
         time.sleep(0.01)
     assert threading.active_count() <= before
     assert told == ["closed", "closed"] and freed == [engine.predictor.model]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_callback_may_ask_the_engine(workers: int) -> None:
+    """The worker that calls it would wait for itself."""
+    found: list[Any] = []
+    ended = threading.Event()
+
+    def ask(future: Any) -> None:
+        found.append(future.result())
+        found.append(engine("four"))
+        found.append(engine.submit("four", times=2).result())
+        found.extend(engine.stream(["a", "bb"]))
+        ended.set()
+
+    with Engine(Lengths(seconds=0.02), workers=workers, cache=10) as engine:
+        asked = engine.submit("seven77")
+        asked.add_done_callback(ask)
+        assert ended.wait(30) and engine("x" * 9) == 9  # the engine goes on
+    assert found == [7, 4, 8, 1, 2]
+
+
+def test_without_threads_the_next_call_tries_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, left = threading.Thread.start, [0]
+
+    def limited(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with Engine(Lengths(), workers=3) as engine:
+        for _ in range(2):
+            with pytest.raises(FilbertError, match=r"no thread for this engine.*ulimit -u"):
+                engine.submit("four")
+        left[0] = 2
+        assert engine("four") == 4
+        assert caplog.messages == ["2 of 3 workers: can't start new thread"]
+        assert [engine("x" * n) for n in range(20)] == list(range(20))
+    with Engine(Lengths()) as never:
+        left[0] = 0
+        with pytest.raises(FilbertError, match="no thread"):
+            never("four")
+
+
+def test_what_came_before_a_close_is_handed_out() -> None:
+    def rows(engine: Engine) -> Iterator[str]:
+        yield from ("a", "bb", "ccc")
+        engine.close()
+        yield "dddd"
+
+    engine, found = Engine(Lengths(seconds=0.02)), []
+    with pytest.raises(FilbertError, match="closed"):
+        for answer in engine.stream(rows(engine)):
+            found.append(answer)
+    assert found == [1, 2, 3]
+
+
+def test_what_is_no_predictor_is_told() -> None:
+    for wrong in ("runs/reviews", None, torch.nn.Linear(1, 1)):
+        with pytest.raises(UsageError, match=r"what filbert.load gave, got .*Engine\(load"):
+            Engine(wrong)
+    with pytest.raises(FilbertError, match="load the model in each of them"):
+        pickle.dumps(Engine(Lengths()))
 
 
 def test_closed_it_says_so_and_leaves_no_thread() -> None:

@@ -31,6 +31,7 @@ from filbert.model.sentence_head import BertForExtractiveSummary
 from filbert.model.span_head import BertForQuestionAnswering
 from filbert.text import BertTokenizer
 from tests.tiny_bundle import VOCABULARY, tiny_bundle, tiny_config, tiny_encoder
+from tests.tiny_tasks import task_bundle
 
 TEXTS = [
     "free prize", "call home now , i like it . " * 10, "lunch", "", "你好 世界", "the river bank",
@@ -150,6 +151,19 @@ def test_the_core_answers_as_the_source(place: Path, onnx: Exported, tmp_path: P
     mine = evaluate(onnx.out, tmp_path / "rows.tsv", core="onnxruntime")["scores"]
     theirs = evaluate(place / "source", tmp_path / "rows.tsv", precision="float32")["scores"]
     assert mine["accuracy"] == theirs["accuracy"]
+
+
+def test_files_that_do_not_belong_together_are_told(
+    place: Path, onnx: Exported, tmp_path: Path
+) -> None:
+    for task, got in (("tag", r"and \(1, 4, 3\) came"), ("embed", "and none came")):
+        other = export(options(task_bundle(tmp_path / task, task), tmp_path / f"{task}-o", "onnx"))
+        mixed = tmp_path / f"{task}-mixed"
+        shutil.copytree(onnx.out, mixed)
+        shutil.copy(other.out / "model.onnx", mixed / "model.onnx")
+        core = load(mixed, core="onnxruntime", threads=1)
+        with pytest.raises(FilbertError, match=rf"logits of the shape .*{got}.*belong together"):
+            core("free prize")
 
 
 def test_an_export_says_how_it_is_opened(place: Path, onnx: Exported) -> None:

@@ -153,6 +153,8 @@ def test_what_cannot_be_done_is_told(place: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="which is read"):
         quantize(asked(place, "whole", overwrite=True))
     if not isinstance(native.library(), str):
+        with pytest.raises(UsageError, match="--metric 'rows': there are loss, accuracy"):
+            quantize(asked(place, "out", metric="rows"))
         with pytest.raises(UsageError, match="--metric 'bleu': there are"):
             quantize(asked(place, "out", metric="bleu"))
         with pytest.raises(UsageError, match="--score-column: a model of the task classify has no"):
