@@ -130,8 +130,10 @@ class _Texts:
 def run_rank(options: RankOptions, as_json: bool) -> None:
     """The verb `filbert rank`: open the bundle, rank or evaluate, print."""
     check_query(options)  # before a model is opened
-    classifier = load(options.bundle, device=options.device, batch_tokens=options.batch_tokens,
-                      threads=options.threads)  # fmt: skip
+    classifier = load(
+        options.bundle, device=options.device, precision=options.precision, core=options.core,
+        batch_tokens=options.batch_tokens, threads=options.threads,
+    )  # fmt: skip
     ranker = Ranker(classifier, label=options.label)
     if options.data is not None:
         result = ranker.evaluate(

@@ -228,8 +228,10 @@ def run_search(options: SearchOptions, as_json: bool) -> None:
     """The verb `filbert search`: open the bundle, search, print."""
     from filbert.infer.predict import load
 
-    embedder = load(options.bundle, device=options.device, batch_tokens=options.batch_tokens,
-                    threads=options.threads)  # fmt: skip
+    embedder = load(
+        options.bundle, device=options.device, precision=options.precision, core=options.core,
+        batch_tokens=options.batch_tokens, threads=options.threads,
+    )  # fmt: skip
     if not isinstance(embedder, Embedder):
         raise UsageError(
             f"--bundle {os.fspath(options.bundle)}: its task is {embedder.manifest.task}; a search "

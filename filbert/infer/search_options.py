@@ -31,6 +31,12 @@ class SearchOptions(BaseModel):
 
     # machine
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 ...")
+    precision: Literal["auto", "float32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="Compute precision"
+    )
+    core: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
+        "auto", description="What computes; the last two open folders of filbert export"
+    )
     batch_tokens: int | None = Field(
         None, gt=0, description="Token budget of a batch [4096; on a GPU 32768]"
     )
