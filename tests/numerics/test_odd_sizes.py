@@ -64,6 +64,15 @@ def alone() -> dict[int, Tensor]:
     return found
 
 
+@pytest.fixture
+def no_traces() -> Iterator[None]:
+    """Keep PyTorch's record of its own tracing out of what pytest collects, which takes long."""
+    logger = logging.getLogger("torch.__trace")
+    logger.propagate, before = False, logger.propagate
+    yield
+    logger.propagate = before
+
+
 def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.square().mean().sqrt())
 
@@ -90,6 +99,26 @@ def test_packed_and_padded(alone: dict[int, Tensor]) -> None:
             assert apart(grid[row, :length], alone[length]) < FLOAT32, (path, length)
 
 
+@torch.no_grad()
+def test_bfloat16_in_pytorch(alone: dict[int, Tensor]) -> None:
+    model = encoder().to(torch.bfloat16)
+    many = model(**texts(EVERY)).last_hidden_state.float().split(EVERY)
+    for length, states in zip(EVERY, many, strict=True):
+        assert drift(states, alone[length]) < REDUCED, length
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile makes C++; no g++ here")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Dynamo's own
+@torch.no_grad()
+def test_compiled_parts(alone: dict[int, Tensor], no_traces: None) -> None:
+    model = encoder()
+    model.compile_parts()
+    for lengths in (MIXED, EVERY, [1], [7]):
+        many = model(**texts(lengths)).last_hidden_state.split(lengths)
+        for length, states in zip(lengths, many, strict=True):
+            assert apart(states, alone[length]) < FLOAT32, length
+
+
 @pytest.mark.skipif(isinstance(library(), str), reason=f"no native encoder here: {library()}")
 @pytest.mark.parametrize("int8", [0, 15])
 def test_native(alone: dict[int, Tensor], int8: int) -> None:
@@ -111,15 +140,6 @@ def test_native_in_float32(alone: dict[int, Tensor]) -> None:
         assert apart(states, alone[length]) < FLOAT32, length
     for length in MIXED:
         assert torch.equal(native(**texts([length]), threads=1), many[length - 1]), length
-
-
-@pytest.fixture
-def no_traces() -> Iterator[None]:
-    """Keep PyTorch's record of its own tracing out of what pytest collects, which takes long."""
-    logger = logging.getLogger("torch.__trace")
-    logger.propagate, before = False, logger.propagate
-    yield
-    logger.propagate = before
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "compiled"])
