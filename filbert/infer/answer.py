@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from filbert.bundle import Bundle
 from filbert.data.examples import stream_texts
@@ -32,7 +33,15 @@ from filbert.data.questions import Questions, ids_once, read_questions, stream_u
 from filbert.data.tables import BadRow, Row
 from filbert.errors import FilbertError, UsageError
 from filbert.infer.overlap import expect
-from filbert.infer.predict import WINDOW, check_count, check_rows, shown, stream, text_problem
+from filbert.infer.predict import (
+    WINDOW,
+    check_count,
+    check_rows,
+    finite,
+    shown,
+    stream,
+    text_problem,
+)
 from filbert.model.device import for_inference
 from filbert.model.span_head import BertForQuestionAnswering
 from filbert.tasks import answer as task
@@ -211,16 +220,17 @@ class Answerer:
 
     def spans_in(self, passages: Passages, *, n_best: int = task.N_BEST) -> Spans:
         """The best spans of each question in these windows; see `spans`."""
-        logits = task.predict_logits(
+        most = self.settings.max_answer_tokens
+        found = self.logits(passages).T
+        return task.find(passages, found, max_answer_tokens=most, n_best=n_best)
+
+    def logits(self, passages: Passages) -> NDArray[np.float32]:
+        """The raw outputs of the head, (tokens of all windows, 2) float32: start and end. Raises
+        `FilbertError` where they are no finite numbers."""
+        found = task.predict_logits(
             self.model, task.windows_of(passages), batch_tokens=self.batch_tokens
         )
-        if not np.isfinite(logits).all():
-            raise FilbertError(
-                f"{self.folder}: the model answers with NaN or infinity, so its weights are "
-                "damaged. Fetch or copy the model again, or train it anew"
-            )
-        most = self.settings.max_answer_tokens
-        return task.find(passages, logits, max_answer_tokens=most, n_best=n_best)
+        return finite(found, self.folder).T
 
     def line(self, answer: Answer, row: Any = None) -> str:
         """An answer as one line for people: text, place, score, and the question."""

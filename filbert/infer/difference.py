@@ -23,7 +23,9 @@ from filbert.model.runtime import IN_PYTORCH
 from filbert.tasks.calibrate import probabilities
 
 logger = logging.getLogger("filbert")
-GIVES = {"classify": "logits", "rank": "logits", "embed": "vectors"}  # what else is compared
+GIVES = {  # what else is compared
+    "classify": "logits", "rank": "logits", "tag": "logits", "answer": "logits", "embed": "vectors",
+}  # fmt: skip
 PARTLY = ("first_only", "mean", "predict_at")  # a call that asks for some states alone
 
 Floats = NDArray[np.float32]
@@ -50,7 +52,9 @@ def difference(predictor: Any, exact: Any, rows: Sequence[Any]) -> dict[str, Any
 
     `states`, the last hidden states of all tokens, with the `relative` norm of the difference too;
     of classifying and ranking `logits`, and `probabilities` or the `scores` of a regression; of
-    embedding `vectors`. Further `precision` and the number of `rows`. One line of the log tells it.
+    entities the same of each place that is read, before labels bind each other; of answering the
+    `logits` of starts and ends; of embedding `vectors`. Further `precision` and the number of
+    `rows`. One line of the log tells it.
     """
     with noted(predictor) as found, _calls(predictor.model) as calls:
         predictor.answer_rows(rows)
@@ -101,12 +105,14 @@ def noted(model: Any) -> Iterator[list[Floats]]:
 
 def of_outputs(model: Any, found: Sequence[Floats], truth: Sequence[Floats]) -> dict[str, Any]:
     """The `largest` and the `mean` absolute difference of single numbers, and what they are `of`:
-    probabilities, scores of a regression, or vectors. found, truth: logits or vectors, (rows, d).
+    probabilities, scores of a regression, logits of answers, or vectors. found, truth: logits or
+    vectors, (rows, d).
     """
     numbers = [np.concatenate(part).astype(np.float64) for part in (found, truth)]
-    problem, temperature = model.manifest.problem_type, model.manifest.temperature
-    kind = "vectors"
-    if GIVES[model.manifest.task] == "logits":
+    manifest = model.manifest
+    kind, temperature = GIVES[manifest.task], manifest.temperature
+    if kind == "logits" and manifest.task != "answer":
+        problem = manifest.problem_type or "single_label_classification"  # of a place: tags
         kind = "scores" if problem == "regression" else "probabilities"
         numbers = [probabilities(part, problem, temperature) for part in numbers]
     return {"of": kind, **_apart(*numbers)}

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from filbert.bundle import Bundle
 from filbert.data.packing import Ids
@@ -31,7 +32,7 @@ from filbert.data.tag_schemes import split_tag
 from filbert.data.tagged import read_tagged, stream_untagged
 from filbert.errors import FilbertError
 from filbert.infer.overlap import expect
-from filbert.infer.predict import WINDOW, check_rows, shown, text_problem
+from filbert.infer.predict import WINDOW, check_rows, finite, shown, text_problem
 from filbert.model.bert import BertForTokenClassification
 from filbert.model.device import for_inference
 from filbert.tasks import tag
@@ -174,16 +175,16 @@ class Tagger:
             "slots": self.settings.slots,
         }  # fmt: skip
 
+    def logits(self, laid: Laid) -> NDArray[np.float32]:
+        """The raw outputs of the head, (slots, labels) float32. Raises `FilbertError` where they
+        are no finite numbers."""
+        found = tag.predict_logits(self.model, laid, batch_tokens=self.batch_tokens)
+        return finite(found, self.folder)
+
     def _decoded(self, laid: Laid) -> tag.Decoded:
-        logits = tag.predict_logits(self.model, laid, batch_tokens=self.batch_tokens)
-        if not np.isfinite(logits).all():
-            raise FilbertError(
-                f"{self.folder}: the model answers with NaN or infinity, so its weights are "
-                "damaged. Fetch or copy the model again, or train it anew"
-            )
         return tag.decode(
-            self.model, logits, laid, labels=self.manifest.labels, scheme=self.settings.scheme,
-            temperature=self.manifest.temperature,
+            self.model, self.logits(laid), laid, labels=self.manifest.labels,
+            scheme=self.settings.scheme, temperature=self.manifest.temperature,
         )  # fmt: skip
 
     def _of_texts(self, texts: list[str]) -> list[Answer]:
