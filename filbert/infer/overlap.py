@@ -8,8 +8,8 @@ the other is decoded and the one after it prepared.
     for answers in in_order(answer, blocks, workers=workers_for(predictor.model)):
         ...                                    # of each block, in order
 
-It pays on two cores and more, and only with the native encoder: PyTorch's own threads would be in
-each other's way.
+It pays on two cores and more, with the native encoder or a GPU: on a CPU PyTorch's own threads would
+be in each other's way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from filbert.model.plain import OF_WORDS
 from filbert.model.seq2seq_config import Seq2SeqConfig
 
 FEW = 8  # texts that are over so soon that its threads are woken before they are tokenised
-ALONE = 1024  # texts of a block of one worker
+WIDE = 1024  # texts of a block of one worker, or of a GPU
 BLOCK = 256  # texts of a block where many are at hand: enough of them for two workers to share
 Block = TypeVar("Block", bound=Sized)
 Answers = TypeVar("Answers")
@@ -49,6 +49,8 @@ def workers_for(model: nn.Module) -> int:
         return 1  # what they do beside the encoder is PyTorch's
     encoder = getattr(model, "base_model", model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if getattr(encoder, "device", torch.device("cpu")).type == "cuda":
+        return min(cores, 2)
     return 2 if serves(encoder) and min(cores, torch.get_num_threads()) >= 2 else 1
 
 
@@ -125,7 +127,7 @@ def in_blocks(
     if count <= BLOCK:
         return work(range(count))
     workers = workers_for(model)
-    size = ALONE if workers == 1 else BLOCK
+    size = BLOCK if workers > 1 and serves(getattr(model, "base_model", model)) else WIDE
     out = np.empty((count, width), np.float32)
     blocks = (range(start, min(start + size, count)) for start in range(0, count, size))
     for rows, found in in_order(work, blocks, workers=workers if count > size else 1):

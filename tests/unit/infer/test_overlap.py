@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from filbert.infer import predict
+from filbert.infer import overlap, predict
 from filbert.infer.overlap import in_order
 
 
@@ -23,6 +26,23 @@ def test_blocks_come_in_order(workers: int) -> None:
     blocks = [[n, n + 100] for n in range(12)]
     found = list(in_order(slow, blocks, workers=workers))
     assert found == [(block, slow(block)) for block in blocks]
+
+
+def test_on_a_gpu_two_workers_share_wide_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    sizes = {}
+    for kind, workers in (("cuda", 2), ("cpu", 1)):
+        model: Any = SimpleNamespace(device=torch.device(kind))
+        assert overlap.workers_for(model) == workers
+        seen: list[int] = []
+
+        def work(rows: range, seen: list[int] = seen) -> Any:
+            seen.append(len(rows))
+            return np.zeros((len(rows), 1), np.float32)
+
+        assert overlap.in_blocks(work, 2500, model, width=1).shape == (2500, 1)
+        sizes[kind] = sorted(seen)
+    assert sizes == {"cuda": [452, 1024, 1024], "cpu": [452, 1024, 1024]}
 
 
 def test_few_blocks_are_held() -> None:
