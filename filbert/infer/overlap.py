@@ -8,8 +8,8 @@ the other is decoded and the one after it prepared.
     for answers in in_order(answer, blocks, workers=workers_for(predictor.model)):
         ...                                    # of each block, in order
 
-It pays on two cores and more, with the native encoder or a GPU: on a CPU PyTorch's own threads would
-be in each other's way.
+It pays on two cores and more, with the native encoder or a GPU: on a CPU PyTorch's own threads
+would be in each other's way.
 """
 
 from __future__ import annotations
