@@ -92,11 +92,13 @@ def check_options(model: Any, options: Iterable[str]) -> None:
 
 
 def changes(found: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
-    """`found` less `exact`, of the numbers that both hold."""
+    """`found` less `exact`, of the numbers that both hold, the count of rows apart."""
     return {
         key: value - exact[key]
         for key, value in found.items()
-        if isinstance(value, int | float) and isinstance(exact.get(key), int | float)
+        if key != "rows"
+        and isinstance(value, int | float)
+        and isinstance(exact.get(key), int | float)
     }
 
 
