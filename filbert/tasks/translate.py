@@ -275,7 +275,8 @@ def default_search(settings: WritingSettings, config: Seq2SeqConfig, **changes: 
     if changes.get("max_tokens") is None:
         values["max_tokens"] = min(values["max_tokens"], config.decoder.max_position_embeddings)
     if changes.get("min_tokens") is None:
-        values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
+        most = Search(**{**values, "min_tokens": 0}).max_tokens  # a number, or `UsageError`
+        values["min_tokens"] = min(values["min_tokens"], most)
     return Search(**values)
 
 

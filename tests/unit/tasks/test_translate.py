@@ -148,6 +148,9 @@ def test_a_bundle_writes_as_its_settings_say() -> None:
     assert sampled.beams == 1
     with pytest.raises(UsageError, match="temperature"):
         task.default_search(settings, config, temperature=0.0)  # type: ignore[arg-type]
+    for wrong in ("x", [], {}, 2.5, True):
+        with pytest.raises(UsageError, match="max_tokens must be a whole number from 1 to"):
+            task.default_search(settings, config, max_tokens=wrong)  # type: ignore[arg-type]
     with pytest.raises(FilbertError, match="settings, 'beams'"):
         task.settings_of({"beams": 0}, source="runs/x")
     with pytest.raises(FilbertError, match="settings, 'code'"):
