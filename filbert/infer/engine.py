@@ -53,6 +53,23 @@ class _Asked(NamedTuple):
     future: Future[Answer]
 
 
+class _Future(Future[Answer]):
+    """One whose answer a worker of the same engine computes itself where it waits for it: in the
+    callback of another answer. It would wait for itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def result(self, timeout: float | None = None) -> Answer:
+        self._engine._help(self)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._engine._help(self)
+        return super().exception(timeout)
+
+
 class Engine:
     """A predictor behind a queue. Calls from any number of threads are safe."""
 
@@ -104,7 +121,7 @@ class Engine:
                     f"no option {name!r}; this model takes "
                     f"{', '.join(sorted(self.predictor.OPTIONS)) or 'none'}"
                 )
-        future: Future[Answer] = Future()
+        future: Future[Answer] = _Future(self)
         problem = self.predictor.problem(row)
         if problem is not None:
             future.set_exception(FilbertError(problem))
@@ -116,20 +133,12 @@ class Engine:
                 raise FilbertError("this engine is closed")
             self._start()
             if key is None or key not in self._cache:
-                asked = _Asked(row, options, group, key, future)
-                inside = threading.current_thread() in self._threads
-                if not inside:
-                    self._waiting.append(asked)
-                    self._wake.notify()
-                    return future
-            else:
-                inside = False
-                self._cache.move_to_end(key)
-                kept = self._cache[key]
-        if inside:  # a callback asks, and would wait for itself
-            self._answer([asked])
-        else:
-            future.set_result(deepcopy(kept))  # a caller may change what it gets
+                self._waiting.append(_Asked(row, options, group, key, future))
+                self._wake.notify()
+                return future
+            self._cache.move_to_end(key)
+            kept = self._cache[key]
+        future.set_result(deepcopy(kept))  # a caller may change what it gets
         return future
 
     async def ask(self, row: Row, **options: Any) -> Answer:
@@ -267,6 +276,20 @@ class Engine:
                 if asked.future.set_running_or_notify_cancel():
                     batch.append(asked)
             return batch
+
+    def _help(self, future: Future[Answer]) -> None:
+        """In a worker, which waits for `future`: answer it, unless another one has taken it."""
+        if future.done() or threading.current_thread() not in self._threads:
+            return
+        with self._wake:
+            places = (n for n, one in enumerate(self._waiting) if one.future is future)
+            place = next(places, None)
+            if place is None:
+                return
+            asked = self._waiting[place]
+            del self._waiting[place]
+        if future.set_running_or_notify_cancel():
+            self._answer([asked])
 
     def _work(self) -> None:
         mark_worker()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import math
 import os
 import threading
 import weakref
@@ -32,12 +31,15 @@ from filbert.model.inputs import check_places
 from filbert.model.native_library import (
     LIBRARY,
     UNSOUND,
+    Closed,
     Pointer,
+    Unsound,
     failure,
     library,
     library_float32,
 )
 from filbert.model.native_train import shape_of, touched, unlike
+from filbert.model.native_weights import check_numbers, layer_weights, plain
 from filbert.model.outputs import ModelOutput
 from filbert.model.watch import Watch
 
@@ -97,16 +99,6 @@ def _whole(embeddings: BertEmbeddings, config: BertConfig) -> bool:
     )  # fmt: skip
 
 
-class Unsound(FilbertError):
-    """A packed batch that is none; the slow twin says what is wrong with it."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "no packed batch: ids and types of the tables, and positive lengths that sum to the "
-            "tokens, were expected"
-        )
-
-
 class NativeEncoder:
     """A copy of an encoder's weights, and the call that computes with them. `int8`: which products
     of a layer are int8 instead of bfloat16, see `PRODUCTS`; or those of each layer. `float32`: all
@@ -144,14 +136,14 @@ class NativeEncoder:
         self._embeddings = bert.embeddings
         if not config.factorised:
             self._tables = [
-                _plain(weight)
+                plain(weight)
                 for weight in (
                     e.word_embeddings.weight, e.position_embeddings.weight,
                     e.token_type_embeddings.weight, e.LayerNorm.weight, e.LayerNorm.bias,
                 )
             ]  # fmt: skip
             if any(self.int8):
-                _check_numbers("the embeddings", self._tables)
+                check_numbers("the embeddings", self._tables)
             self._check(lib.filbert_encoder_embeddings(handle, *map(_address, self._tables)))
         for number, layer in enumerate(bert.encoder.layer):
             self.pack(number, layer, self.int8[number])
@@ -193,7 +185,7 @@ class NativeEncoder:
         threads = threads or torch.get_num_threads()
         with self._turn:
             if self._handle is None:
-                raise FilbertError("this native encoder is closed")
+                raise Closed("this native encoder is closed")
             code = self._lib.filbert_encoder_run(
                 self._handle, *map(_address, (ids, types, hidden)), _address(counts), len(counts),
                 tokens, (ctypes.c_int64 * 3)(*self._limits()), _address(out), which, threads, chunk,
@@ -206,19 +198,18 @@ class NativeEncoder:
     def rouse(self) -> None:
         """Wake the threads for a call that follows soon. Where a call is under way they are awake;
         of threads that cannot be had the call itself tells."""
-        if self._turn.acquire(blocking=False):
-            try:
-                if self._handle is not None:
-                    self._lib.filbert_encoder_rouse(self._handle, torch.get_num_threads())
-            finally:
-                self._turn.release()
+        if self._turn.locked():
+            return
+        with self._turn:
+            if self._handle is not None:
+                self._lib.filbert_encoder_rouse(self._handle, torch.get_num_threads())
 
     def pack(self, number: int, layer: nn.Module, int8: int) -> None:
         """Take a layer's weights, with these products in int8; no call may be under way."""
         assert isinstance(layer, BertLayer) and self._handle is not None
-        weights = [_plain(weight) for weight in _weights(layer)]
+        weights = [plain(weight) for weight in layer_weights(layer)]
         if int8:
-            _check_numbers(f"layer {number}", weights)
+            check_numbers(f"layer {number}", weights)
         pointers = (Pointer * len(weights))(*map(_address, weights))
         code = self._lib.filbert_encoder_layer(self._handle, number, pointers, int8)
         if code:
@@ -256,7 +247,7 @@ class NativeEncoder:
         places = torch.arange(len(input_ids)) - starts
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         words = self._embeddings.word_embeddings(input_ids)
-        return _plain(self._embeddings(words, types, places))
+        return plain(self._embeddings(words, types, places))
 
     def _forked(self) -> None:
         """In a forked child, whose parent may have been inside a call."""
@@ -274,9 +265,14 @@ class NativeEncoder:
 _alive: weakref.WeakSet[NativeEncoder] = weakref.WeakSet()
 
 
+_forwards: weakref.WeakSet[_Forward] = weakref.WeakSet()
+
+
 def _after_fork() -> None:
     for native in list(_alive):
         native._forked()
+    for forward in list(_forwards):  # another thread may have held it
+        forward._packing = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -315,8 +311,7 @@ def close(model: nn.Module) -> None:
         forward = vars(bert).get("forward")
         if isinstance(forward, _Forward):
             del bert.forward
-            if forward.native is not None:
-                forward.native.close()
+            forward.free()
 
 
 def release(model: nn.Module) -> None:
@@ -326,9 +321,7 @@ def release(model: nn.Module) -> None:
     for bert in model.modules():
         forward = vars(bert).get("forward")
         if isinstance(forward, _Forward) and not any(forward.int8):
-            native, forward.native, forward.seen = forward.native, None, None
-            if native is not None:
-                native.close()
+            forward.free()
 
 
 def serves(model: nn.Module) -> bool:
@@ -341,8 +334,9 @@ def rouse(model: nn.Module) -> None:
     """Say that `model` gets a small batch soon, so that the native encoder, if it serves, wakes its
     threads while the batch is made."""
     forward = vars(getattr(model, "base_model", model)).get("forward")
-    if isinstance(forward, _Forward) and forward.native is not None:
-        forward.native.rouse()
+    native = forward.native if isinstance(forward, _Forward) else None
+    if native is not None:
+        native.rouse()
 
 
 def keep_float32(model: nn.Module) -> None:
@@ -357,13 +351,16 @@ def keep_float32(model: nn.Module) -> None:
 
 class _Forward:
     """`BertModel.forward` with the native encoder in it. Hooks inside the layers are run, by the
-    slow twin, as long as they are there. A copy of a model packs its weights at its first call."""
+    slow twin, as long as they are there. A copy of a model packs its weights at its first call, as
+    does the next call after they were freed."""
 
     def __init__(self, bert: BertModel, native: NativeEncoder) -> None:
         self.bert, self.exact = bert, False
         self.native: NativeEncoder | None = native
         self.int8, self.float32, self._serves = native.int8, native.float32, True
+        self._packing = threading.Lock()
         self.watch()
+        _forwards.add(self)
 
     def watch(self) -> None:
         """Take the model as it is now for the one that the native encoder has."""
@@ -374,20 +371,33 @@ class _Forward:
         return {name: vars(self)[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, native=None, _serves=True, seen=None)
+        vars(self).update(
+            state, native=None, _serves=True, seen=None, _packing=threading.Lock()
+        )  # fmt: skip
+        _forwards.add(self)
 
-    def _up_to_date(self) -> bool:
-        """Whether the native encoder serves, after it took what changed. The one before goes when
-        its last call has ended."""
-        if self.seen is None or self.seen.changed():
-            reason = why_not(self.bert, float32=self.float32)
-            if reason is None:
-                self.native = NativeEncoder(self.bert, self.int8, float32=self.float32)
-            else:
-                logger.warning("the model was changed: no native encoder any more: %s", reason)
-            self._serves = reason is None
-            self.watch()
-        return self._serves
+    def free(self) -> None:
+        """Free the weights, after a call that is under way."""
+        with self._packing:
+            native, self.native = self.native, None
+        if native is not None:
+            native.close()
+
+    def _present(self) -> NativeEncoder | None:
+        """The native encoder with the model's weights of now, None where it does not serve. The one
+        before goes when its last call has ended."""
+        with self._packing:
+            gone = self._serves and self.native is None
+            if gone or self.seen is None or self.seen.changed():
+                reason = why_not(self.bert, float32=self.float32)
+                if reason is None:
+                    self.native = NativeEncoder(self.bert, self.int8, float32=self.float32)
+                else:
+                    self.native = None
+                    logger.warning("the model was changed: no native encoder any more: %s", reason)
+                self._serves = reason is None
+                self.watch()
+            return self.native
 
     def __call__(
         self,
@@ -405,7 +415,7 @@ class _Forward:
         mean: bool = False,
     ) -> ModelOutput:
         """As `BertModel.forward`; `mean`: see `serves`."""
-        bert = self.bert
+        bert, seen = self.bert, self.seen
 
         def slow() -> ModelOutput:
             out = BertModel.forward(
@@ -424,18 +434,26 @@ class _Forward:
             input_ids is None or lengths is None or attention_mask is not None
             or position_ids is not None or inputs_embeds is not None or output_attentions
             or output_hidden_states or bert.training or torch.is_grad_enabled()
-            or (self.seen is not None and self.seen.hooked())
+            or (seen is not None and seen.hooked())
             or not _packed(input_ids, lengths, token_type_ids)
-            or not self._up_to_date()
+            or (native := self._present()) is None
         ):  # fmt: skip
             return slow()
         check_places(predict_at, lengths, others=first_only)
-        native = self.native
-        assert native is not None  # up to date
-        try:
-            hidden = native(input_ids, lengths, token_type_ids, first_only=first_only, mean=mean)
-        except Unsound:
-            return slow()
+        while True:
+            try:
+                hidden = native(
+                    input_ids, lengths, token_type_ids, first_only=first_only, mean=mean
+                )
+                break
+            except Unsound:
+                return slow()
+            except Closed:  # by another thread, before this one had its turn
+                with self._packing:
+                    if self.native is native:
+                        self.native = None
+                if (native := self._present()) is None:
+                    return slow()
         if not (self.exact or mean):
             hidden = hidden.to(bert.embeddings.LayerNorm.weight.dtype)
         pooled = None
@@ -460,34 +478,6 @@ def _packed(input_ids: Tensor, lengths: Tensor, types: Tensor | None) -> bool:
         and input_ids.is_cpu and lengths.is_cpu
         and (types is None or (types.dtype == torch.int64 and types.shape == input_ids.shape))
     )  # fmt: skip
-
-
-def _weights(layer: BertLayer) -> list[Tensor]:
-    """A layer's weights in the order of `filbert_encoder_layer`."""
-    own, out = layer.attention.self, layer.attention.output
-    parts = (own.query, own.key, own.value)
-    return [
-        torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]),
-        out.dense.weight, out.dense.bias,
-        layer.intermediate.dense.weight, layer.intermediate.dense.bias,
-        layer.output.dense.weight, layer.output.dense.bias,
-        out.LayerNorm.weight, out.LayerNorm.bias,
-        layer.output.LayerNorm.weight, layer.output.LayerNorm.bias,
-    ]  # fmt: skip
-
-
-def _check_numbers(what: str, weights: list[Tensor]) -> None:
-    """In int8 every weight becomes a number; nothing in the answers would tell of those that were
-    none. Raises `FilbertError`."""
-    if not all(math.isfinite(value) for weight in weights for value in weight.aminmax()):
-        raise FilbertError(
-            f"the weights of {what} hold NaN or infinity: they are damaged. Fetch or copy the "
-            "model again, or train it anew"
-        )
-
-
-def _plain(weight: Tensor) -> Tensor:
-    return weight.detach().float().contiguous()
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -141,6 +141,20 @@ def _cut(path: Path) -> str | None:
     return f"{path.name} has {here:,} of {whole:,} bytes" if here < whole else None
 
 
+class Unsound(FilbertError):
+    """A packed batch that is none; the slow twin says what is wrong with it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no packed batch: ids and types of the tables, and positive lengths that sum to the "
+            "tokens, were expected"
+        )
+
+
+class Closed(FilbertError):
+    """A native encoder whose weights were freed."""
+
+
 def failure(code: int, *, memory: str, threads: int) -> Exception:
     """What to raise for the `code` of a call that failed, UNSOUND apart. memory: what to say where
     there was not enough of it; threads: how many the call was to take."""

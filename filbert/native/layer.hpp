@@ -274,7 +274,8 @@ struct Parts {
                 for (int r = 0; r < rows; r += 32, ahead += size_t(lines) * steps * 64) {
                     const char* a = tiles + size_t(r / 16) * next + size_t(k) * TILE;
                     float* at = sums_of(s, r, panel);
-                    if (rows - r > 16 || go_on || steps < m.steps)
+                    // with more than 64 rows as `feed` adds them, so that one thread has the bits of several
+                    if (rows > 64 || rows - r > 16 || go_on || steps < m.steps)
                         product32<int8>(a, next, b, steps, rows - r, m.start(panel), at, 128, go_on, ahead, lines, [](int) {});
                     else product16<int8>(a, b, steps, rows - r, m.start(panel), at, 128);
                 }

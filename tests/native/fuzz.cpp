@@ -12,7 +12,7 @@ int main(int count, char** words) {
     auto number = [&](int low, int high) { return fuzz.number(low, high); };
     auto floats = [&](size_t size) { return fuzz.floats(size); };
     for (int round = 0; round < rounds; ++round) {
-        const int heads = number(1, 5), head = number(1, 90), hidden = heads * head, inner = number(1, 300);
+        const int heads = number(1, 5), head = number(1, 90), hidden = heads * head, inner = number(1, 700);
         const int layers = number(1, 3), vocabulary = number(1, 50), longest = number(1, 300);
         const int shape[6] = {layers, hidden, heads, head, inner, number(0, 2)};
         const bool plain = number(0, 1);  // float32: the same to the bit

@@ -303,6 +303,19 @@ def test_a_forked_child_computes_too() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("int8", [0, 15])
+def test_one_thread_has_the_bits_of_several(int8: int) -> None:
+    """A text is computed by the threads that are awake, one at least."""
+    sizes = {**PLAIN, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
+    native = NativeEncoder(encoder(**sizes), int8)
+    for tokens in (5, 16, 31, 64, 65, 70, 80, 97, 100, 130):
+        given = batch([tokens], 99)
+        alone = native(**given, threads=1)
+        for threads in (2, 3, 4):
+            assert torch.equal(native(**given, threads=threads), alone), (tokens, threads)
+
+
+@needs_native
 def test_closed_it_says_so() -> None:
     native = NativeEncoder(encoder(**PLAIN))
     native.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from filbert.errors import FilbertError
 from filbert.model.bert import BertLayer, BertModel
 from filbert.model.config import BertConfig
-from filbert.model.native import NativeEncoder, attach, library, why_not
+from filbert.model.native import (
+    NativeEncoder,
+    attach,
+    close,
+    library,
+    release,
+    serves,
+    why_not,
+)
 
 needs_native = pytest.mark.skipif(
     isinstance(library(), str), reason=f"no native encoder here: {library()}"
@@ -189,3 +198,41 @@ def test_a_model_made_in_inference_mode_is_served(dtype: torch.dtype) -> None:
         got = model(**GIVEN).last_hidden_state.float()
         wanted = encoder()(**GIVEN).last_hidden_state
     assert (got - wanted).norm() < 0.03 * wanted.norm()
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_freed_while_others_compute(dtype: torch.dtype) -> None:
+    model = encoder()
+    assert attach(model, dtype) is None
+    forward = vars(model)["forward"]
+    with torch.inference_mode():
+        release(model)
+        wanted = model(**GIVEN).last_hidden_state  # of weights rounded once
+    wrong: list[Any] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        try:
+            with torch.inference_mode():
+                for _ in range(150):
+                    if not torch.equal(model(**GIVEN).last_hidden_state, wanted):
+                        wrong.append("other numbers")
+        except BaseException as error:  # noqa: BLE001
+            wrong.append(error)
+
+    def free() -> None:
+        while not ended.is_set():
+            release(model)
+
+    callers = [threading.Thread(target=ask) for _ in range(3)]
+    freeing = threading.Thread(target=free)
+    for thread in (*callers, freeing):
+        thread.start()
+    for thread in callers:
+        thread.join()
+    ended.set()
+    freeing.join()
+    assert not wrong and serves(model)
+    close(model)
+    assert not serves(model) and forward.native is None

@@ -305,6 +305,33 @@ def test_a_callback_may_ask_the_engine(workers: int) -> None:
     assert found == [7, 4, 8, 1, 2]
 
 
+def test_a_chain_of_callbacks_has_no_end_too_soon() -> None:
+    """Each asks for the next when it is answered: nothing nests, and rows still share batches."""
+    predictor, left, ended = Lengths(), [3000], threading.Event()
+
+    def next_one(_: Any) -> None:
+        left[0] -= 1
+        if left[0]:
+            engine.submit("x").add_done_callback(next_one)
+        else:
+            ended.set()
+
+    with Engine(predictor, workers=1) as engine:
+        engine.submit("x").add_done_callback(next_one)
+        assert ended.wait(60) and left == [0]
+        before = len(predictor.batches)
+        more: list[Any] = []
+        first = [engine.submit("first") for _ in range(50)]
+        for future in first:
+            future.add_done_callback(lambda _: more.append(engine.submit("second")))
+        assert [future.result(30) for future in first] == [5] * 50
+        end = time.monotonic() + 30
+        while len(more) < 50 and time.monotonic() < end:
+            time.sleep(0.005)
+        assert [future.result(30) for future in more] == [6] * 50
+        assert len(predictor.batches) - before < 60  # of 100 rows one by one it would be 100
+
+
 def test_without_threads_the_next_call_tries_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
