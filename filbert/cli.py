@@ -24,7 +24,7 @@ import typer
 from filbert import __version__
 from filbert.cli_options import print_json
 from filbert.cli_verbs import VERBS
-from filbert.errors import FilbertError, UsageError
+from filbert.errors import FilbertError, UsageError, short_of_memory
 
 # what to do about an OSError that nothing nearer to its cause has put into words
 _ADVICE = {
@@ -43,10 +43,6 @@ _MEMORY = (
     "error: not enough memory. A smaller --batch-tokens, where the command has it, or fewer "
     "--threads need less"
 )
-_NO_MEMORY = (  # in the words of torch, of the system, and of other runtimes
-    "can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory",
-    "bad_alloc", "bad allocation",
-)  # fmt: skip
 
 P = ParamSpec("P")
 
@@ -82,9 +78,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             code, message = 1, f"error: {_system_error(error)}"
         except Exception as error:
-            words = str(error).lower()
             code, message = 1, _MEMORY
-            if not isinstance(error, MemoryError) and not any(mark in words for mark in _NO_MEMORY):
+            if not short_of_memory(error):
                 if os.environ.get("FILBERT_DEBUG"):
                     raise
                 message = _defect(error)

@@ -22,6 +22,18 @@ class UsageError(FilbertError):
     exit_code = 2
 
 
+def short_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, as Python, the system, torch and other runtimes say it."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(mark in words for mark in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "can't alloc", "not enough memory", "out of memory", "cannot allocate", "bad_alloc",
+    "bad allocation",
+)  # fmt: skip
+
+
 def missing_extra(package: str, extra: str) -> FilbertError:
     """The error for an optional `package` that is not installed: it names the pip line to type."""
     return FilbertError(

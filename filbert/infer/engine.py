@@ -59,15 +59,19 @@ class _Future(Future[Answer]):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self._engine = engine
+        self._engine = weakref.ref(engine)  # whoever keeps answers keeps no model
 
     def result(self, timeout: float | None = None) -> Answer:
-        self._engine._help(self)
+        self._help()
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._engine._help(self)
+        self._help()
         return super().exception(timeout)
+
+    def _help(self) -> None:
+        if (engine := self._engine()) is not None:
+            engine._help(self)
 
 
 class Engine:

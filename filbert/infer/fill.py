@@ -31,6 +31,7 @@ from filbert.infer.predict import (
     Answer,
     check_count,
     check_rows,
+    finite,
     is_pair,
     shown,
     text_problem,
@@ -124,7 +125,7 @@ class Filler:
             )
         for answer in answers:
             best = [blank["words"][0]["score"] for blank in answer["blanks"]]
-            _check_numbers(self, best)
+            finite(np.asarray(best), self.folder)
         return answers
 
     def stream(
@@ -194,7 +195,7 @@ class TextScorer:
             batch_tokens=self.batch_tokens,
             each=each,
         )
-        _check_numbers(self, [answer["log_likelihood"] for answer in answers])
+        finite(np.asarray([answer["log_likelihood"] for answer in answers]), self.folder)
         return answers
 
     def stream(
@@ -257,14 +258,6 @@ def _as_list(texts: Any) -> tuple[list[Any], bool]:
     if not isinstance(texts, Iterable) or isinstance(texts, bytes | dict):
         raise FilbertError(f"expected a text or a list of texts, got {shown(texts)}")
     return list(texts), False
-
-
-def _check_numbers(model: Any, values: Sequence[float]) -> None:
-    if not np.isfinite(values).all():
-        raise FilbertError(
-            f"{model.folder}: the model answers with NaN or infinity, so its weights are "
-            "damaged. Fetch or copy the model again, or train it anew"
-        )
 
 
 def _number(value: float | None) -> str:

@@ -263,8 +263,6 @@ class NativeEncoder:
 
 
 _alive: weakref.WeakSet[NativeEncoder] = weakref.WeakSet()
-
-
 _forwards: weakref.WeakSet[_Forward] = weakref.WeakSet()
 
 

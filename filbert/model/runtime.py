@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from filbert.errors import FilbertError, UsageError, missing_extra
+from filbert.errors import FilbertError, UsageError, missing_extra, short_of_memory
 from filbert.model.plain import INPUTS
 
 Core = Literal["auto", "torch", "onnxruntime", "openvino"]
@@ -162,7 +162,7 @@ def _named(names: Iterable[str]) -> str:
 
 def _unreadable(path: Path, reader: str, error: Exception) -> FilbertError:
     words = " ".join(str(error).split())[:300]
-    if any(mark in words.lower() for mark in ("cannot allocate", "can't alloc", "bad_alloc")):
+    if short_of_memory(error):
         return FilbertError(f"{reader} had not enough memory to open {path}: {words}")
     return FilbertError(
         f"{reader} cannot open {path}: {words}. Copy the folder again, or export it anew"
